@@ -1,0 +1,137 @@
+"""Every error that hpsearch raises on purpose.
+
+HpsearchError
+├── InvalidInput            what was given breaks a rule; the text names the value and the rule
+│   ├── InvalidSpec         a study document, with one entry per place
+│   └── DataError           training data that cannot be used
+├── NotFound                no study, stage, trial or figure of that name
+├── Conflict                the request contradicts the state of the study
+├── StoreError              the database
+│   ├── StoreUnreachable    it does not answer, or refuses us
+│   ├── StoreInUse          another server holds the SQLite file
+│   └── StoreFull           no space left; nothing was written
+├── ServerError             the HTTP server, seen from a client
+│   ├── ServerUnreachable   it does not answer
+│   └── ServerRefused       it answered with a problem
+└── TrialStopped            raised inside an objective when its trial is to stop
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class HpsearchError(Exception):
+    """Root of the tree."""
+
+
+class InvalidInput(HpsearchError):
+    """What was given breaks a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong place in a document.
+
+    Attributes:
+        loc: dotted path from the root of the document, empty for the document itself.
+        msg: the value, the rule, and what to do.
+    """
+
+    loc: str
+    msg: str
+
+    def __str__(self) -> str:
+        return f"{self.loc}: {self.msg}" if self.loc else self.msg
+
+
+class InvalidSpec(InvalidInput):
+    """A study document that breaks a rule, with every place that does."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(str(fault) for fault in faults))
+
+
+class DataError(InvalidInput):
+    """Training data that cannot be used: missing, unreadable, empty, or with labels out of range."""
+
+
+class NotFound(HpsearchError):
+    """Nothing of that kind has that name."""
+
+    def __init__(self, kind: str, name: object) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"there is no {kind} {name!r}")
+
+
+class Conflict(HpsearchError):
+    """The request contradicts what is there."""
+
+
+class StoreError(HpsearchError):
+    """The database could not do what was asked; nothing was written."""
+
+
+class StoreUnreachable(StoreError):
+    """The database does not answer or refuses us."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"the store {url} cannot be reached: {reason}; check the URL given as --store")
+
+
+class StoreInUse(StoreError):
+    """Another server has the SQLite file."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(
+            f"{path} is in use by another hpsearch server{holder}: stop that one, talk to it with --server, "
+            "or give this one another file with --store"
+        )
+
+
+class StoreFull(StoreError):
+    """The disk or quota is full."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"no space is left for the store {url}: free some and try again; nothing was written")
+
+
+class ServerError(HpsearchError):
+    """The server, seen from a client."""
+
+
+class ServerUnreachable(ServerError):
+    """The server does not answer."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        super().__init__(
+            f"the server {url} cannot be reached ({reason}): start it with 'hpsearch serve' or give --server"
+        )
+
+
+class ServerRefused(ServerError):
+    """The server answered with a problem (RFC 9457).
+
+    Attributes:
+        status: HTTP status code.
+        problem: the problem document, empty if the body was none.
+    """
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        faults = [str(Fault(e["loc"], e["msg"])) for e in problem.get("errors", [])]
+        text = problem.get("detail") or problem.get("title") or f"HTTP status {status}"
+        super().__init__("\n".join(faults) if faults else text)
+
+
+class TrialStopped(HpsearchError):
+    """The trial is to stop now: the server said so in answer to a report."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,146 @@
+"""The study as data: one document, checked by the same code in the command line, the client and the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hpsearch.document import Document, StorableText, Text, check_size, faults_of, parse_yaml, unknown
+from hpsearch.errors import Fault, InvalidInput, InvalidSpec
+from hpsearch.objective import ALIASES, TRAIN_METRICS, Objective, TrainObjective, searchable_paths, set_params
+from hpsearch.space import MAX_INT, Space
+
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Metric(Document):
+    """The number that is optimised, as the objective reports it; a trial's value is the one of its last step."""
+
+    name: Text
+    direction: Literal["maximize", "minimize"]
+
+
+class StageSpec(Document):
+    """One pass: ``trials`` sampled from its space, or the parent's ``top`` trials with ``seeds`` fresh seeds each."""
+
+    name: Annotated[str, Field(pattern=STUDY_NAME, max_length=50)]
+    trials: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    top: Annotated[int, Field(ge=1, le=1000)] | None = None
+    seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    sampler: Literal["random"] = "random"
+    early_stopping: Literal["none"] = "none"
+    on_border: Literal["flag"] = "flag"
+    advance: Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> StageSpec:
+        if self.trials is None and self.top is None:
+            raise _fault(
+                f"the stage {self.name!r} has no budget: give trials, or top to confirm the best of its parent"
+            )
+        if self.trials is not None and self.top is not None:
+            raise _fault(f"the stage {self.name!r} has both trials and top: give one of them")
+        if self.seeds is not None and self.top is None:
+            raise _fault(f"the stage {self.name!r} has seeds but not top: seeds repeats the parent's top trials")
+        return self
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials the stage plans."""
+        return self.trials if self.trials is not None else (self.top or 0) * self.n_seeds
+
+    @property
+    def n_seeds(self) -> int:
+        """How many times each finalist is trained in a stage with ``top``; 3 by default."""
+        return self.seeds or 3
+
+    @property
+    def n_epochs(self) -> int:
+        """How many epochs each trial trains; 1 where an external objective does not say."""
+        return self.epochs or 1
+
+
+class StudySpec(Document):
+    """One search problem. See docs/study.md for every key, its range and its default."""
+
+    name: Annotated[str, Field(pattern=STUDY_NAME, max_length=100)]
+    notes: Annotated[StorableText, Field(max_length=10_000)] = ""
+    tags: Annotated[list[Text], Field(max_length=50)] = []
+    objective: Objective
+    metric: Metric
+    space: Annotated[Space, Field(min_length=1, max_length=100)]
+    stages: Annotated[list[StageSpec], Field(min_length=1, max_length=20)]
+    seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> StudySpec:
+        names = [stage.name for stage in self.stages]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise _fault(f"two stages are named {name!r}: name each once", f"stages.{i}.name")
+        if self.stages[0].top is not None:
+            raise _fault("the first stage has no parent to take the top trials of: give trials", "stages.0.top")
+        if isinstance(self.objective, TrainObjective):
+            self._check_train(self.objective)
+        return self
+
+    def _check_train(self, objective: TrainObjective) -> None:
+        if self.metric.name not in TRAIN_METRICS:
+            text = unknown(self.metric.name, list(TRAIN_METRICS), what="metric")
+            raise _fault(f"the objective never reports it: {text}", "metric.name")
+        for i, stage in enumerate(self.stages):
+            if stage.epochs is None:
+                raise _fault(f"the stage {stage.name!r} has no budget of epochs: give epochs", f"stages.{i}.epochs")
+        paths: dict[str, str] = {}
+        known = searchable_paths(objective)
+        for name, param in self.space.items():
+            if name not in known:
+                raise _fault(unknown(name, known, what="parameter"), f"space.{name}")
+            path = ALIASES.get(name, name)
+            if path in paths:
+                raise _fault(f"{paths[path]!r} and {name!r} are the same parameter: keep one", f"space.{name}")
+            paths[path] = name
+            for value in param.extremes():
+                try:
+                    TrainObjective.model_validate(set_params(objective.model_dump(), {name: value}))
+                except ValidationError as error:
+                    raise _fault(
+                        f"{value!r} does not fit {path}: {error.errors()[0]['msg']}", f"space.{name}"
+                    ) from None
+
+
+def _fault(text: str, loc: str = "") -> PydanticCustomError:
+    return PydanticCustomError("study", "{text}", {"text": text, "loc": loc})
+
+
+def parse_study(document: Any) -> StudySpec:
+    """Check a parsed document.
+
+    Raises:
+        InvalidSpec: with every wrong place, by its dotted path.
+    """
+    if not isinstance(document, dict):
+        raise InvalidSpec([Fault("", f"a study is a mapping of keys, not {type(document).__name__}")])
+    check_size(document)
+    try:
+        return StudySpec.model_validate(document)
+    except ValidationError as error:
+        raise InvalidSpec(faults_of(error, document)) from None
+
+
+def load_study(path: Path) -> StudySpec:
+    """Read and check a YAML or JSON file.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+        InvalidSpec: its text is not a study.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
+    return parse_study(parse_yaml(data))

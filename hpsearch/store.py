@@ -1,0 +1,259 @@
+"""What the coordinator asks of a store. Memory, SQLite and PostgreSQL keep the same contract.
+
+``hpsearch.testing.StoreConformance`` is the contract as tests: a new store subclasses it and passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+from hpsearch.space import Params
+from hpsearch.spec import StudySpec
+from hpsearch.study import Event, NewStage, Stage, Study, StudyState, Worker
+from hpsearch.trial import (
+    Attempt,
+    Decision,
+    Lease,
+    Outcome,
+    Report,
+    Result,
+    StepMetrics,
+    Trial,
+    TrialState,
+)
+
+T = TypeVar("T")
+
+SORT_KEYS = ("number", "value", "state", "step", "stage", "started_at", "ended_at")
+"""What trials can be sorted by, besides ``params.NAME``; a leading ``-`` reverses."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialQuery:
+    """Which trials, in which order, which page.
+
+    Attributes:
+        states: only these; empty means all.
+        sort: one of :data:`SORT_KEYS` or ``params.NAME``, with ``-`` in front for falling order. Trials without
+            the key come last either way; ties go by number.
+        limit: page size, at least 1.
+        after: the ``next`` cursor of the page before.
+    """
+
+    stage: str | None = None
+    states: tuple[TrialState, ...] = ()
+    sort: str = "number"
+    limit: int = 100
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some items, and the cursor that continues after them (None at the end)."""
+
+    items: list[T]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHello:
+    """Who asks for leases.
+
+    Attributes:
+        name: stable identity; what this name holds it gets back when it asks again.
+        session: changes when the worker's process is started anew; leases of an earlier session died with their
+            process and are counted as lost at once. None: not told, everything held is given back.
+        info: host, device, pid, version: shown, never interpreted.
+    """
+
+    name: str
+    session: str | None
+    info: dict[str, Any]
+
+
+class Store(Protocol):
+    """Where studies live.
+
+    Threads: every method may be called from any thread at any time. Each method is one transaction: it happens
+    whole or not at all, and when it returns the change is durable. Methods that change something append to the
+    event log of each study they touch, in the same transaction, so that the log never has a gap or a lie.
+
+    Time: ``now`` (aware, UTC) is the caller's clock, a server's; the clock of a worker is never asked.
+
+    Unknown ids: a study id that is not there (any more) raises :class:`~hpsearch.errors.NotFound`.
+
+    Events (kind → data): ``study`` → ``{state, reason}``; ``stage`` → ``{stage, index, state, n_trials}``;
+    ``trial`` → ``{number, stage, state, value, step, params, reason}`` on every change of a trial's state
+    (not on its creation in state queued).
+    """
+
+    # -- studies ----------------------------------------------------------------------------------------------
+
+    def create_study(
+        self, spec: StudySpec, stage: NewStage, *, now: datetime, idempotency_key: str | None = None
+    ) -> tuple[Study, bool]:
+        """Create a running study with its first stage, or find the one that the same request created before.
+
+        Returns:
+            the study, and whether this call created it. A study of the same name and an equal spec, or one
+            created with the same key and an equal spec, is returned as it is.
+
+        Raises:
+            Conflict: the name (or the key) is taken by another spec.
+        """
+        ...
+
+    def study(self, name: str) -> Study:
+        """One study by name. Raises NotFound."""
+        ...
+
+    def studies(self, *, limit: int, after: str | None = None) -> Page[Study]:
+        """Studies, newest first."""
+        ...
+
+    def set_state(self, study_id: int, state: StudyState, *, reason: str | None = None, now: datetime) -> Study:
+        """Move a study to a state; moving it to the state it has changes nothing.
+
+        A final state ends what is open: queued and running trials become cancelled, their attempts too, and the
+        running stage becomes completed (if the study did) or cancelled.
+
+        Raises:
+            Conflict: the study has ended; a final state is never left.
+        """
+        ...
+
+    def delete_study(self, study_id: int) -> None:
+        """Remove a study and all that belongs to it."""
+        ...
+
+    # -- stages -----------------------------------------------------------------------------------------------
+
+    def stages(self, study_id: int) -> list[Stage]:
+        """All stages of a study by index, with live counts. Empty if there is no such study."""
+        ...
+
+    def open_stage(self, study_id: int, index: int, stage: NewStage, *, now: datetime) -> bool:
+        """Complete the running stage ``index - 1`` and open stage ``index``.
+
+        Returns:
+            False, changing nothing, if that has happened already or the study has ended: however many servers
+            try, a stage opens once. A paused study's stages do open.
+        """
+        ...
+
+    def stages_with_room(self, *, study: str | None = None, kinds: Iterable[str] | None = None) -> list[Stage]:
+        """Running stages of running studies that have planned trials not yet created.
+
+        Studies are chosen as :meth:`lease` chooses them, and come in the same order.
+        """
+        ...
+
+    # -- trials -----------------------------------------------------------------------------------------------
+
+    def add_trials(self, stage_id: int, first_number: int, params: Sequence[Params], *, now: datetime) -> bool:
+        """Create queued trials numbered from ``first_number``.
+
+        Returns:
+            False, changing nothing, unless ``first_number`` is the study's next number, the stage is running and
+            it has room for all of them (then somebody else was faster: read again and retry).
+        """
+        ...
+
+    def add_finished(
+        self, stage_id: int, trials: Sequence[tuple[Params, TrialState, float | None]], *, now: datetime
+    ) -> list[int]:
+        """Add trials that were evaluated elsewhere; they take no room of the stage. Returns their numbers."""
+        ...
+
+    def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
+        """A page of trials. Raises InvalidInput for an unknown sort key or a cursor of another query."""
+        ...
+
+    def trial(self, study_id: int, number: int) -> Trial:
+        """One trial. Raises NotFound."""
+        ...
+
+    def attempts(self, study_id: int, number: int) -> list[Attempt]:
+        """Every try at a trial, first to last."""
+        ...
+
+    def metrics(self, study_id: int, numbers: Sequence[int]) -> list[StepMetrics]:
+        """All that these trials reported, by trial and step."""
+        ...
+
+    # -- leases -----------------------------------------------------------------------------------------------
+
+    def lease(
+        self,
+        worker: WorkerHello,
+        capacity: int,
+        *,
+        now: datetime,
+        ttl: timedelta,
+        study: str | None = None,
+        kinds: Iterable[str] | None = None,
+    ) -> list[Lease]:
+        """Give a worker up to ``capacity`` trials, first what it holds already (renewed), then queued ones.
+
+        Only running studies give out trials, the one with the fewest running trials first, then the oldest; within
+        a study lower stages and numbers first. ``external`` studies only where ``study`` names them. ``kinds``
+        None means all. What an earlier session of the worker held is lost (see :class:`WorkerHello`) and
+        queued again before anything is given out. A queued trial is given to one worker only.
+        """
+        ...
+
+    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
+        """Keep metrics and renew leases.
+
+        The decision is ``continue`` while the lease holds, else ``abandon`` with the reason; a report without a
+        lease changes nothing. A step reported twice keeps the later metrics; several reports of one token in one
+        call are taken in order. A lease past its expiry that nobody has reaped is renewed.
+        """
+        ...
+
+    def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """End trials.
+
+        Accepted if the lease holds, or if this very attempt has finished its trial before (then nothing changes).
+        Otherwise refused with a reason, and nothing changes but that the attempt's history says that a late result
+        came. A completed trial without a value gets the study's metric of its last step; if there is none it
+        becomes failed, and if the value is not finite, diverged, either with a reason.
+        """
+        ...
+
+    def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
+        """Give trials back unfinished: they are queued again, and the attempt does not count against them."""
+        ...
+
+    def reap(self, *, now: datetime, max_lost: int) -> list[int]:
+        """Take back expired leases: each attempt is lost, its trial queued again, or failed if ``max_lost`` were.
+
+        Returns:
+            the ids of the studies touched.
+        """
+        ...
+
+    # -- the log, the workers, the store itself ---------------------------------------------------------------
+
+    def events(self, study_id: int, *, after: int, limit: int) -> list[Event]:
+        """Events with ``seq > after``, in order."""
+        ...
+
+    def last_event(self, study_id: int) -> int:
+        """``seq`` of the newest event, 0 if there is none."""
+        ...
+
+    def workers(self) -> list[Worker]:
+        """Every worker that asked for leases, the last seen first."""
+        ...
+
+    def check(self) -> None:
+        """Return if the store answers. Raises StoreError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and locks. The store is not used afterwards."""
+        ...

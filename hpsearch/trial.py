@@ -1,0 +1,155 @@
+"""Trials, attempts, leases, and what passes between a worker and the server about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from hpsearch.space import Params
+
+
+class TrialState(StrEnum):
+    """Where a trial stands. The last five are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    """Stopped early on merit."""
+    DIVERGED = "diverged"
+    """Non-finite or exploded loss: a result, with the step and the reason."""
+    FAILED = "failed"
+    """The objective raised, or every attempt lost its worker."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the state is final."""
+        return self not in (TrialState.QUEUED, TrialState.RUNNING)
+
+
+RESULT_STATES = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.DIVERGED, TrialState.FAILED)
+"""The states that a worker may give a trial."""
+
+
+class AttemptState(StrEnum):
+    """What became of one try of a worker at a trial."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    LOST = "lost"
+    """The lease expired, or the worker came back without it."""
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One configuration trained once.
+
+    Attributes:
+        number: from 0 within its study.
+        stage: name of its stage.
+        value: the metric at the last step of a completed or pruned trial, else None; always finite.
+        step: the last step reported, 0 before the first.
+        worker: who holds or held its last attempt.
+    """
+
+    number: int
+    stage: str
+    state: TrialState
+    params: Params
+    value: float | None
+    step: int
+    reason: str | None
+    n_attempts: int
+    worker: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a worker at a trial. ``number`` counts from 1."""
+
+    number: int
+    worker: str
+    state: AttemptState
+    started_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one trial reported at one step. Values may be non-finite."""
+
+    trial: int
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's exclusive, expiring right to a trial, proved by its token."""
+
+    token: str
+    study_id: int
+    study: str
+    stage: str
+    stage_index: int
+    trial: int
+    attempt: int
+    expires_at: datetime
+    params: Params
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Metrics of one step, or (``step`` None) only a sign of life. Either renews the lease."""
+
+    token: str
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Action(StrEnum):
+    """What a worker is to do with a trial after a report."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    """End it now and finish it as pruned."""
+    ABANDON = "abandon"
+    """The lease is not yours any more; a result would be refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one report."""
+
+    token: str
+    action: Action
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a trial ended. ``value`` None: the metric of the last report is taken."""
+
+    token: str
+    state: TrialState
+    value: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to one result: whether it stands, and if not, why."""
+
+    token: str
+    accepted: bool
+    reason: str | None = None
