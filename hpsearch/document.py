@@ -93,7 +93,7 @@ def _path(loc: tuple[int | str, ...], document: Any, *, missing: bool) -> list[s
     for i, part in enumerate(loc):
         if isinstance(node, dict) and part in node:
             node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):  # noqa: SIM114 - other types
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
         elif not (missing and i == len(loc) - 1):
             continue  # the tag of a union, or a name that pydantic gave a validator
