@@ -6,6 +6,7 @@ The documents here are what a study says; :meth:`distribution` gives the Optuna 
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -44,7 +45,17 @@ class FloatParam(Document):
         """The Optuna distribution of this parameter."""
         from optuna.distributions import FloatDistribution  # heavy: a client does without
 
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+        high = self.high if self.step is None else self.grid(self.cells - 1)
+        return FloatDistribution(self.low, high, log=self.log, step=self.step)
+
+    @property
+    def cells(self) -> int:
+        """How many values the grid has; needs ``step``."""
+        return int((Decimal(str(self.high)) - Decimal(str(self.low))) // Decimal(str(self.step))) + 1
+
+    def grid(self, index: int) -> float:
+        """The value at a position of the grid, counted in decimals: 0.1 + 2 · 0.1 is 0.3. Needs ``step``."""
+        return float(Decimal(str(self.low)) + index * Decimal(str(self.step)))
 
     def contains(self, value: Value) -> bool:
         """Whether the value lies in the range (its grid is not checked)."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -144,10 +144,19 @@ class Store(Protocol):
         """
         ...
 
-    def stages_with_room(self, *, study: str | None = None, kinds: Iterable[str] | None = None) -> list[Stage]:
+    def stages_with_room(
+        self, *, study: str | None = None, kinds: Iterable[str] | None = None
+    ) -> list[tuple[Study, Stage]]:
         """Running stages of running studies that have planned trials not yet created.
 
         Studies are chosen as :meth:`lease` chooses them, and come in the same order.
+        """
+        ...
+
+    def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
+        """Running stages of running or paused studies that are done (:attr:`Stage.is_done`), or hopeless.
+
+        Hopeless: at least ``max_failures`` trials failed and none ended in another way.
         """
         ...
 
@@ -195,13 +204,15 @@ class Store(Protocol):
         ttl: timedelta,
         study: str | None = None,
         kinds: Iterable[str] | None = None,
+        max_lost: int = 3,
     ) -> list[Lease]:
         """Give a worker up to ``capacity`` trials, first what it holds already (renewed), then queued ones.
 
         Only running studies give out trials, the one with the fewest running trials first, then the oldest; within
         a study lower stages and numbers first. ``external`` studies only where ``study`` names them. ``kinds``
         None means all. What an earlier session of the worker held is lost (see :class:`WorkerHello`) and
-        queued again before anything is given out. A queued trial is given to one worker only.
+        queued again, or failed if ``max_lost`` attempts were lost, before anything is given out. A queued trial is
+        given to one worker only.
         """
         ...
 
@@ -210,7 +221,8 @@ class Store(Protocol):
 
         The decision is ``continue`` while the lease holds, else ``abandon`` with the reason; a report without a
         lease changes nothing. A step reported twice keeps the later metrics; several reports of one token in one
-        call are taken in order. A lease past its expiry that nobody has reaped is renewed.
+        call are taken in order. The first step that a later attempt reports drops the steps behind it: they belong
+        to a curve that was given up. A lease past its expiry that nobody has reaped is renewed.
         """
         ...
 
@@ -257,3 +269,15 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of connections and locks. The store is not used afterwards."""
         ...
+
+
+def all_trials(store: Store, study_id: int, query: TrialQuery) -> list[Trial]:
+    """Every trial that a query matches, page after page."""
+    trials: list[Trial] = []
+    after: str | None = None
+    while True:
+        page = store.trials(study_id, replace(query, limit=5000, after=after))
+        trials += page.items
+        after = page.next
+        if after is None:
+            return trials

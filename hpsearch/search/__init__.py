@@ -1,0 +1,1 @@
+"""Pure functions of finished trials and a seed: sampling, ranking, refining, borders."""

@@ -1,0 +1,1 @@
+"""Workers: processes that lease trials, run them and report."""

@@ -1,0 +1,41 @@
+# make demo: the main job on real data, on a fresh machine.  make test: everything that must hold.
+PYTHON ?= python3
+VENV ?= .venv
+EDITABLE ?= -e
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test check format install browser clean
+
+demo: $(VENV)/.installed
+	$(BIN)/hpsearch run examples/digits.yaml --workers 2 --store sqlite:///hpsearch.db
+
+test: $(VENV)/.installed-dev browser check
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+install: $(VENV)/.installed
+
+browser: $(VENV)/.installed-dev
+	scripts/install-chromium $(BIN)/playwright
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(EDITABLE) '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c constraints.txt $(EDITABLE) '.[all,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist hpsearch.db hpsearch.db-* hpsearch.db.lock

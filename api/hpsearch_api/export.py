@@ -1,0 +1,80 @@
+"""Whole exports of a study's trials: CSV, a row at a time, and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from hpsearch.store import Store, TrialQuery
+from hpsearch.study import Study
+from hpsearch.trial import Trial
+
+CSV = "text/csv"
+PARQUET = "application/vnd.apache.parquet"
+PAGE = 5000
+FIELDS = ("number", "stage", "state", "value", "step", "reason", "n_attempts", "worker", "started_at", "ended_at")
+"""Columns beside one ``params.NAME`` for each parameter."""
+
+
+def csv_rows(store: Store, study: Study, query: TrialQuery) -> Iterator[str]:
+    """Lines of CSV (RFC 4180), header first. Times are RFC 3339; a list as a choice is JSON.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow([*FIELDS, *(f"params.{name}" for name in study.spec.space)])
+    for page in _pages(store, study, query):
+        for trial in page:
+            cells = [_cell(getattr(trial, name)) for name in FIELDS]
+            writer.writerow([*cells, *(_cell(trial.params.get(name)) for name in study.spec.space)])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def parquet(store: Store, study: Study, query: TrialQuery) -> bytes:
+    """A Parquet file with the same columns."""
+    import pyarrow as pa  # heavy: only an export needs it
+    import pyarrow.parquet as pq
+
+    rows = [trial for page in _pages(store, study, query) for trial in page]
+    columns: dict[str, Any] = {name: [_plain(getattr(trial, name)) for trial in rows] for name in FIELDS}
+    for name, param in study.spec.space.items():
+        values = [trial.params.get(name) for trial in rows]
+        columns[f"params.{name}"] = values if param.type != "categorical" else [_text(value) for value in values]
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def _pages(store: Store, study: Study, query: TrialQuery) -> Iterator[list[Trial]]:
+    after: str | None = None
+    while True:
+        page = store.trials(study.id, replace(query, limit=PAGE, after=after))
+        yield page.items
+        after = page.next
+        if after is None:
+            return
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value  # an enum's name
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _cell(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, list):
+        return json.dumps(value)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value

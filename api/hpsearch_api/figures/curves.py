@@ -1,0 +1,217 @@
+"""Learning curves: what trials reported at each step."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from hpsearch.document import unknown
+from hpsearch.errors import InvalidInput, NotFound
+from hpsearch.objective import TRAIN_METRICS
+from hpsearch.trial import StepMetrics, Trial, TrialState
+from hpsearch_api.figures.data import FigureData
+from hpsearch_api.figures.scales import spans_decades
+from hpsearch_api.figures.style import (
+    DIVERGED_COLOR,
+    compact,
+    finish,
+    metric_title,
+    plain,
+    stage_color,
+    step_title,
+)
+
+MAX_CURVES = 200
+MAX_HOVER_PARAMS = 8
+NOTHING = "Nothing has been reported yet."
+Curve = tuple[list[int], list[float]]
+"""Steps and what was reported at them; non-finite values stay in place."""
+
+
+def curves_figure(data: FigureData, *, metric: str | None = None) -> go.Figure:
+    """A metric per step, one line per trial; of many trials the running ones and the best.
+
+    ``layout.meta.metrics`` lists the metrics that can be asked for.
+
+    Args:
+        data: the study.
+        metric: what to draw; the study's metric if not given.
+
+    Raises:
+        InvalidInput: a metric that this study's trials do not report.
+    """
+    trials, note = _choose(data)
+    reported = data.metrics([t.number for t in trials])
+    known = metric_names(data, reported)
+    name = metric or data.spec.metric.name
+    if name not in known:
+        raise InvalidInput(unknown(name, known, what="metric"))
+    curves = _curves(reported, name)
+    ranks = {t.number: i for i, t in enumerate(data.ranked())}
+    fig = go.Figure()
+    # The best are drawn last, on top.
+    for trial in sorted(trials, key=lambda t: -ranks.get(t.number, -1)):
+        if trial.number in curves:
+            _add_curve(fig, data, trial, curves[trial.number], name=name, rank=ranks.get(trial.number))
+    _legend_once(fig)
+    is_loss = "loss" in name or (name == data.spec.metric.name and not data.maximize)
+    log = is_loss and spans_decades(np.array([v for _, values in curves.values() for v in values]))
+    fig.update_layout(
+        xaxis={"title": {"text": step_title(data)}},
+        yaxis={"title": {"text": metric_title(data, name)}, "type": "log" if log else "linear"},
+        meta={"metrics": known},
+    )
+    if all(len(steps) <= 12 for steps, _ in curves.values()):
+        fig.update_xaxes(dtick=1)
+    title = f"{plain(name)} per {step_title(data)}"
+    notes = [NOTHING if not curves else "", note]
+    return finish(fig, title=title, notes=notes, height=440).update_layout(legend_itemsizing="trace")
+
+
+def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -> go.Figure:
+    """Everything one trial reported; metrics that differ in ``train_`` and ``val_`` alone share a subplot.
+
+    Raises:
+        NotFound: no such trial.
+    """
+    trial = next((t for t in data.trials if t.number == number), None)
+    if trial is None:
+        raise NotFound("trial", number)
+    reported = data.metrics([number])
+    families: dict[str, list[str]] = defaultdict(list)
+    for name in metric_names(data, reported):
+        if any(name in step.values for step in reported):
+            families[_family(name)].append(name)
+    n_columns = max(min(len(families), columns or 2), 1)
+    n_rows = max(math.ceil(len(families) / n_columns), 1)
+    fig = make_subplots(rows=n_rows, cols=n_columns, horizontal_spacing=0.1 if n_columns > 1 else 0)
+    for i, (family, names) in enumerate(families.items()):
+        row, column = divmod(i, n_columns)
+        place = {"row": row + 1, "col": column + 1}
+        for j, name in enumerate(sorted(names, reverse=True), start=2 if len(names) > 1 else 0):
+            steps, values = _curves(reported, name)[number]
+            color = stage_color(1 if name.startswith("train_") else 0 if name.startswith("val_") else j)
+            fig.add_trace(
+                go.Scatter(
+                    mode="lines+markers",
+                    name=plain(name),
+                    x=steps,
+                    y=[v if math.isfinite(v) else None for v in values],
+                    line={"color": color},
+                    hovertemplate=f"{step_title(data)} %{{x}}: <b>%{{y:.4~g}}</b><extra>{plain(name)}</extra>",
+                ),
+                **place,
+            )
+        fig.update_yaxes(title={"text": plain(family)}, **place)
+        fig.update_xaxes(title={"text": step_title(data)}, **place)
+    return finish(
+        fig,
+        title=f"Trial {number}",
+        notes=[NOTHING if not families else "", _where_not_finite(reported)],
+        height=120 + 280 * n_rows,
+    ).update_layout(legend_itemsizing="trace")
+
+
+def metric_names(data: FigureData, reported: list[StepMetrics]) -> list[str]:
+    """What curves can be drawn of: the study's metric first."""
+    names = dict.fromkeys([data.spec.metric.name])
+    if data.spec.objective.kind == "train":
+        names |= dict.fromkeys(TRAIN_METRICS)
+    for step in reported:
+        names |= dict.fromkeys(step.values)
+    return list(names)
+
+
+def _choose(data: FigureData) -> tuple[list[Trial], str]:
+    """Running trials (at most half of the room), then the best, then others, newest first, while there is room."""
+    started = [t for t in data.trials if t.state is not TrialState.QUEUED]
+    if len(started) <= MAX_CURVES:
+        return started, ""
+    running = data.running()[-MAX_CURVES // 2 :]
+    best = data.ranked()[: MAX_CURVES - len(running)]
+    what = f"the best {len(best)}" + (f" and {len(running)} running" if running else "")
+    return [*running, *best], f"{what} of {len(started):,} trials"
+
+
+def _curves(reported: list[StepMetrics], name: str) -> dict[int, Curve]:
+    curves: dict[int, Curve] = defaultdict(lambda: ([], []))
+    for step in reported:
+        if name in step.values:
+            curves[step.trial][0].append(step.step)
+            curves[step.trial][1].append(step.values[name])
+    return dict(curves)
+
+
+def _add_curve(fig: go.Figure, data: FigureData, trial: Trial, curve: Curve, *, name: str, rank: int | None) -> None:
+    steps, values = curve
+    stages = data.stage_names
+    best = rank is not None and rank < 3
+    line: dict[str, Any] = {"color": stage_color(stages.index(trial.stage)), "width": 3 if best else 1.5}
+    if trial.state is TrialState.RUNNING:
+        line["dash"] = "dot"
+    fig.add_trace(
+        go.Scatter(
+            mode="lines+markers" if len(steps) == 1 or best else "lines",
+            name=trial.stage,
+            legendgroup=trial.stage,
+            x=steps,
+            y=[v if math.isfinite(v) else None for v in values],
+            line=line,
+            marker={"size": 6},
+            opacity=1 if best or trial.state is TrialState.RUNNING else 0.5,
+            customdata=[[trial.number]] * len(steps),
+            hovertemplate=_hover(data, trial, name),
+        )
+    )
+    if trial.state is TrialState.DIVERGED:
+        finite = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+        if finite:
+            fig.add_trace(
+                go.Scatter(
+                    mode="markers",
+                    name="diverged",
+                    legendgroup="diverged",
+                    x=[finite[-1][0]],
+                    y=[finite[-1][1]],
+                    marker={"symbol": "x-thin", "size": 8, "line": {"color": DIVERGED_COLOR, "width": 2}},
+                    customdata=[[trial.number]],
+                    hovertemplate=_hover(data, trial, name),
+                )
+            )
+
+
+def _hover(data: FigureData, trial: Trial, name: str) -> str:
+    params = list(trial.params.items())
+    lines = [f"<b>trial {trial.number}</b> · {plain(trial.stage)}"]
+    lines.append(f"{step_title(data)} %{{x}}: {plain(name)} <b>%{{y:.4~g}}</b>")
+    lines += [f"{plain(key)} {plain(compact(value))}" for key, value in params[:MAX_HOVER_PARAMS]]
+    if trial.state is not TrialState.COMPLETED:
+        lines.append(plain(trial.state.value))
+    return "<br>".join(lines) + "<extra></extra>"
+
+
+def _legend_once(fig: go.Figure) -> None:
+    seen: set[str] = set()
+    for trace in fig.data:
+        trace.showlegend = trace.legendgroup not in seen
+        seen.add(trace.legendgroup)
+
+
+def _family(name: str) -> str:
+    for prefix in ("train_", "val_", "test_"):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _where_not_finite(reported: list[StepMetrics]) -> str:
+    for step in reported:
+        for name, value in step.values.items():
+            if not math.isfinite(value):
+                return f"{plain(name)} is {compact(value)} at step {step.step}"
+    return ""

@@ -1,0 +1,103 @@
+"""What every figure is made of: a study's trials as columns, and which of them to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsearch.spec import StudySpec
+from hpsearch.study import Stage
+from hpsearch.trial import StepMetrics, Trial, TrialState
+
+Floats = npt.NDArray[np.float64]
+
+N_BEST = 3
+"""How many of the best trials a figure marks."""
+
+
+def no_metrics(numbers: Sequence[int]) -> list[StepMetrics]:  # noqa: ARG001 - the shape of FigureData.metrics
+    """Metrics of a study whose trials have reported nothing."""
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class FigureData:
+    """Everything a figure may show.
+
+    Attributes:
+        stages: by index; figures draw them in this order.
+        trials: in any order; all of the study, or those a caller chose.
+        metrics: what the trials of these numbers reported, by trial and step. Called only by figures of curves, with
+            few numbers, so that nobody loads every step of every trial.
+    """
+
+    spec: StudySpec
+    stages: list[Stage]
+    trials: list[Trial]
+    metrics: Callable[[Sequence[int]], list[StepMetrics]] = no_metrics
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a higher value of the metric is better."""
+        return self.spec.metric.direction == "maximize"
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The opened stages by index; a stage that only a trial names comes after them."""
+        names = [stage.name for stage in self.stages]
+        return names + sorted({trial.stage for trial in self.trials} - set(names))
+
+    def valued(self) -> list[Trial]:
+        """Trials that have a value, by number."""
+        return sorted((t for t in self.trials if t.value is not None), key=lambda t: t.number)
+
+    def diverged(self) -> list[Trial]:
+        """Trials that diverged, by number."""
+        return sorted((t for t in self.trials if t.state is TrialState.DIVERGED), key=lambda t: t.number)
+
+    def running(self) -> list[Trial]:
+        """Trials that a worker holds, by number."""
+        return sorted((t for t in self.trials if t.state is TrialState.RUNNING), key=lambda t: t.number)
+
+    def ranked(self) -> list[Trial]:
+        """Completed trials, best first; ties go to the lower number. Pruned ones follow, best first too.
+
+        A pruned trial's value belongs to fewer steps than a completed one's, so it never outranks it.
+        """
+        sign = -1.0 if self.maximize else 1.0
+        return sorted(
+            (t for t in self.trials if t.value is not None),
+            key=lambda t: (t.state is not TrialState.COMPLETED, sign * (t.value or 0.0), t.number),
+        )
+
+    def best(self) -> list[Trial]:
+        """At most :data:`N_BEST` completed trials, best first."""
+        return [t for t in self.ranked()[:N_BEST] if t.state is TrialState.COMPLETED]
+
+
+def values_of(trials: Sequence[Trial]) -> Floats:
+    """The trials' values, NaN where there is none."""
+    return np.array([np.nan if t.value is None else t.value for t in trials], dtype=np.float64)
+
+
+def numbers_of(trials: Sequence[Trial]) -> npt.NDArray[np.int64]:
+    """The trials' numbers."""
+    return np.array([t.number for t in trials], dtype=np.int64)
+
+
+def thin(trials: list[Trial], limit: int, *, keep: Sequence[Trial] = ()) -> tuple[list[Trial], str]:
+    """At most ``limit`` trials, evenly spread over the given order, with those of ``keep`` always among them.
+
+    Returns:
+        the trials, and a sentence that says what is left out (empty if nothing is).
+    """
+    if len(trials) <= limit:
+        return trials, ""
+    kept = {t.number for t in keep}
+    free = max(limit - len(kept), 1)
+    picked = {trials[int(i)].number for i in np.linspace(0, len(trials) - 1, free)} | kept
+    shown = [t for t in trials if t.number in picked]
+    return shown, f"{len(shown):,} of {len(trials):,} trials drawn, evenly spread, the best among them"

@@ -1,0 +1,329 @@
+"""The documents of the HTTP interface: what comes in, checked, and what goes out, described for OpenAPI."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from hpsearch.document import Document, StorableText, Text
+from hpsearch.space import MAX_INT, Value
+from hpsearch.study import StageState, StudyState
+from hpsearch.trial import Action, AttemptState, TrialState
+
+T = TypeVar("T")
+
+
+def _as_text(value: float) -> float | str:
+    if math.isnan(value):
+        return "NaN"
+    return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str) and value not in NON_FINITE:
+        raise ValueError(f"a number, or one of {', '.join(NON_FINITE)}")
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    if isinstance(value, int) and abs(value) > 2**1023:
+        raise ValueError("a number that a double can hold")
+    return float(value) if isinstance(value, str) else value
+
+
+Number = Annotated[
+    float,
+    BeforeValidator(_as_number),
+    PlainSerializer(_as_text),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "enum": list(NON_FINITE)}]}),
+]
+"""A float; what is not finite travels as text."""
+
+
+class View(BaseModel):
+    """Base of what goes out."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Items(View, Generic[T]):
+    """A page of a collection; ``next`` goes into ``after`` for the following one."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class BestView(View):
+    """The winner so far; ``mean``, ``spread`` and ``n`` after a confirm stage."""
+
+    trial: int
+    stage: str
+    params: dict[str, Value]
+    value: Number
+    mean: Number | None = None
+    spread: Number | None = None
+    n: int | None = None
+
+
+class FlagView(View):
+    """A statement about one border of one parameter's range in one stage."""
+
+    stage: str
+    parameter: str
+    side: Literal["low", "high"]
+    level: Literal["watch", "likely", "strong"]
+    p_value: float
+    verdict: Literal["widen", "unstable_edge", "natural_limit", "insufficient_data"]
+    message: str
+    proposed: dict[str, float] | None
+
+
+class ProgressView(View):
+    """Trials finished and planned over all stages, and the share of the planned epochs."""
+
+    finished: int
+    planned: int
+    fraction: float
+
+
+class StageView(View):
+    """One pass over one space with one epoch budget."""
+
+    name: str
+    index: int
+    state: StageState
+    n_trials: int
+    epochs: int
+    space: dict[str, Any]
+    parent: str | None
+    difference: dict[str, Any] | None
+    counts: dict[TrialState, int]
+    opened_at: datetime
+    ended_at: datetime | None
+
+
+class StudyView(View):
+    """One search problem and how it stands."""
+
+    name: str
+    state: StudyState
+    reason: str | None
+    spec: dict[str, Any]
+    counts: dict[TrialState, int]
+    n_trials: int
+    stage: str
+    stages: list[StageView]
+    best: BestView | None
+    flags: list[FlagView]
+    progress: ProgressView
+    eta_seconds: float | None
+    created_at: datetime
+    ended_at: datetime | None
+    last_event: int
+
+
+class AttemptView(View):
+    """One try of a worker at a trial."""
+
+    number: int
+    worker: str
+    state: AttemptState
+    started_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    reason: str | None
+
+
+class TrialView(View):
+    """One configuration trained once."""
+
+    number: int
+    stage: str
+    state: TrialState
+    params: dict[str, Value]
+    value: Number | None
+    step: int
+    verdicts: list[str]
+    reason: str | None
+    n_attempts: int
+    worker: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    duration_seconds: float | None
+
+
+class TrialDetail(TrialView):
+    """A trial with every try at it."""
+
+    attempts: list[AttemptView]
+
+
+class StepView(View):
+    """What a trial reported at one step."""
+
+    step: int
+    values: dict[str, Number]
+
+
+class WorkerView(View):
+    """A worker as last seen."""
+
+    name: str
+    host: str | None
+    device: str | None
+    info: dict[str, Any]
+    holds: int
+    first_seen: datetime
+    last_seen: datetime
+
+
+class FaultView(View):
+    """One wrong place."""
+
+    loc: str
+    msg: str
+
+
+class Problem(View):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FaultView] | None = None
+
+
+WorkerName = Annotated[Text, Field(description="stable identity of the worker", examples=["gpu-box/0"])]
+Token = Annotated[StorableText, Field(max_length=100)]
+Reason = Annotated[StorableText, Field(max_length=2000)]
+MetricName = Annotated[StorableText, Field(min_length=1, max_length=200)]
+
+
+class LeaseRequest(Document):
+    """Ask for trials. A worker that asks again first gets back what it still holds."""
+
+    worker: WorkerName
+    capacity: Annotated[int, Field(ge=1, le=1024)] = 1
+    study: Text | None = None
+    kinds: Annotated[list[Text], Field(max_length=20)] | None = None
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0
+    session: Text | None = Field(None, description="anew for every process: leases of an earlier one are lost at once")
+    info: Annotated[dict[Text, Text | int | float | bool | None], Field(max_length=50)] = {}
+
+
+class LeaseView(View):
+    """A worker's exclusive, expiring right to a trial."""
+
+    study: str
+    stage: str
+    trial: int
+    attempt: int
+    token: str
+    expires_at: datetime
+    params: dict[str, Value]
+    epochs: int
+    seed: int
+    resume_from: str | None = None
+    objective: dict[str, Any]
+    metric: dict[str, str]
+    study_seed: int
+    data_seed: int
+    lease_seconds: float
+
+
+class Leases(View):
+    """What was leased; empty if nothing is to be done."""
+
+    leases: list[LeaseView]
+
+
+class ReportBody(Document):
+    """Metrics of one step; without a step only a sign of life."""
+
+    token: Token
+    step: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+    metrics: Annotated[dict[MetricName, Number], Field(max_length=1000)] = {}
+
+
+class ReportRequest(Document):
+    """What a worker reports for the trials that it holds; renews the leases named."""
+
+    worker: WorkerName
+    reports: Annotated[list[ReportBody], Field(max_length=10_000)]
+
+
+class DecisionView(View):
+    """What to do with the trial now."""
+
+    token: str
+    action: Action
+    reason: str | None = None
+
+
+class Decisions(View):
+    """One decision per report, in order."""
+
+    decisions: list[DecisionView]
+
+
+class ResultBody(Document):
+    """How a trial ended; without a value the metric of its last report is taken."""
+
+    token: Token
+    state: Literal["completed", "pruned", "diverged", "failed"]
+    value: Number | None = None
+    reason: Reason | None = None
+
+
+class FinishRequest(Document):
+    """Results of trials; repeating it is harmless."""
+
+    worker: WorkerName
+    results: Annotated[list[ResultBody], Field(max_length=10_000)]
+
+
+class ReleaseRequest(Document):
+    """Give unfinished trials back."""
+
+    worker: WorkerName
+    tokens: Annotated[list[Token], Field(max_length=10_000)]
+
+
+class OutcomeView(View):
+    """Whether a result stands, and if not, why."""
+
+    token: str
+    accepted: bool
+    reason: str | None = None
+
+
+class Outcomes(View):
+    """One outcome per result, in order."""
+
+    outcomes: list[OutcomeView]
+
+
+class GivenTrial(Document):
+    """Params to train, or, with a state or value, a trial that was evaluated elsewhere."""
+
+    params: dict[Text, Value]
+    state: Literal["completed", "pruned", "diverged", "failed"] | None = None
+    value: Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)] | None = None
+
+
+class GivenTrials(Document):
+    """Trials given by the user."""
+
+    trials: Annotated[list[GivenTrial], Field(min_length=1, max_length=10_000)]
+
+
+class Numbers(View):
+    """Numbers of the trials made, in the order given."""
+
+    numbers: list[int]

@@ -1,0 +1,100 @@
+"""The table of trials: what the address says of filter, order and page, and the addresses of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from hpsearch.document import unknown
+from hpsearch.errors import InvalidInput
+from hpsearch.spec import StudySpec
+from hpsearch.store import TrialQuery
+from hpsearch.trial import TrialState
+
+PAGE_SIZES = (25, 50, 100, 250)
+MAX_PARAM_COLUMNS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that can be sorted by. ``falling_first``: whether the first click puts the largest on top."""
+
+    key: str
+    title: str
+    numeric: bool
+    falling_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the table shows; ``sort`` and ``after`` as in :class:`~hpsearch.store.TrialQuery`."""
+
+    study: str
+    columns: tuple[Column, ...]
+    sort: str
+    stage: str | None = None
+    state: str | None = None
+    limit: int = PAGE_SIZES[0]
+    after: str | None = None
+
+    def query(self) -> TrialQuery:
+        """What to ask of the store."""
+        states = (TrialState(self.state),) if self.state else ()
+        return TrialQuery(stage=self.stage, states=states, sort=self.sort, limit=self.limit, after=self.after)
+
+    def address(self, **changes: Any) -> str:
+        """The query string of this table with something changed; a change begins at the first page again."""
+        table = replace(self, **({"after": None} | changes))
+        shown = {name: getattr(table, name) for name in ("stage", "state", "sort", "limit", "after")}
+        return "?" + urlencode({name: value for name, value in shown.items() if value is not None})
+
+    def order(self, column: Column) -> str:
+        """Value of ``aria-sort`` for a column."""
+        if self.sort.removeprefix("-") != column.key:
+            return "none"
+        return "descending" if self.sort.startswith("-") else "ascending"
+
+    def sort_address(self, column: Column) -> str:
+        """Where a click on a column's header leads."""
+        falling = not self.sort.startswith("-") if self.order(column) != "none" else column.falling_first
+        return self.address(sort=f"-{column.key}" if falling else column.key)
+
+    def matching(self, stages: list[dict[str, Any]]) -> int:
+        """How many trials there are on all pages, from the stages' counts."""
+        chosen = [stage["counts"] for stage in stages if self.stage in (None, stage["name"])]
+        return sum(n for counts in chosen for state, n in counts.items() if self.state in (None, state))
+
+
+def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
+    """The table that an address asks for; the best trials first if it does not say.
+
+    Raises:
+        InvalidInput: an unknown state, or a page size that is none.
+    """
+    falling = spec.metric.direction == "maximize"
+    columns = (
+        Column("number", "Trial", True, falling_first=True),
+        Column("value", spec.metric.name, True, falling_first=falling),
+        *(Column(f"params.{name}", name, True) for name in list(spec.space)[:MAX_PARAM_COLUMNS]),
+        Column("stage", "Stage", False),
+        Column("state", "State", False),
+        Column("step", "Step", True, falling_first=True),
+        Column("ended_at", "Ended", False, falling_first=True),
+    )
+    state = query.get("state") or None
+    if state is not None and state not in list(TrialState):
+        raise InvalidInput(unknown(state, [s.value for s in TrialState], what="state"))
+    size = query.get("limit") or str(PAGE_SIZES[0])
+    if size not in map(str, PAGE_SIZES):
+        raise InvalidInput(f"limit {size!r} is no page size: give one of {', '.join(map(str, PAGE_SIZES))}")
+    return Table(
+        study=spec.name,
+        columns=columns,
+        sort=query.get("sort") or ("-value" if falling else "value"),
+        stage=query.get("stage") or None,
+        state=state,
+        limit=int(size),
+        after=query.get("after") or None,
+    )

@@ -1,0 +1,99 @@
+"""Every error as ``application/problem+json`` (RFC 9457); one table says which of ours has which status."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from hpsearch.errors import Conflict, Fault, HpsearchError, InvalidInput, InvalidSpec, NotFound, StoreError
+
+log = logging.getLogger(__name__)
+
+STATUS: tuple[tuple[type[HpsearchError], int], ...] = (
+    (InvalidInput, 422),
+    (NotFound, 404),
+    (Conflict, 409),
+    (StoreError, 503),
+)
+"""Error → HTTP status; the first class that matches counts."""
+
+
+def problem(
+    status: int, detail: str, faults: list[Fault] | None = None, *, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """A problem document. ``title`` is the status's own phrase."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if faults is not None:
+        body["errors"] = [{"loc": fault.loc, "msg": fault.msg} for fault in faults]
+    return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ours, of FastAPI's validation and of HTTP with a problem (or a page, to a browser)."""
+    app.add_exception_handler(HpsearchError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def _answer(request: Request, status: int, detail: str, faults: list[Fault] | None = None) -> Response:
+    wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+    if wants_page:
+        from hpsearch_api.routes.pages import error_page
+
+        return error_page(request, status, HTTPStatus(status).phrase, detail)
+    return problem(status, detail, faults)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    if status >= 500:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+    return _answer(request, status, str(error), error.faults if isinstance(error, InvalidSpec) else None)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        place = loc[1:] if loc[:1] == ["body"] else loc
+        if item["type"] == "unknown_key":
+            place.append(item["ctx"]["key"])
+        elif item["type"] == "json_invalid":
+            place = []
+        faults.append(Fault(".".join(place), _sentence(item)))
+    return _answer(request, 422, "; ".join(str(fault) for fault in faults), faults)
+
+
+def _sentence(item: dict[str, Any]) -> str:
+    if item["type"] == "json_invalid":
+        return f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
+    if isinstance(item.get("input"), bytes):
+        return "the body is not JSON: send it as Content-Type: application/json"
+    value = repr(item.get("input"))
+    short = value if len(value) <= 80 else value[:77] + "..."
+    return str(item["msg"]) if item["type"] in ("missing", "unknown_key") else f"{item['msg']}, but is {short}"
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _answer(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    log.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "something went wrong in the server; its log says what")

@@ -1,0 +1,74 @@
+"""What workers call: lease, report, finish, release."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from hpsearch.store import WorkerHello
+from hpsearch.trial import Report, Result, TrialState
+from hpsearch_api import views
+from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
+from hpsearch_api.models import (
+    Decisions,
+    FinishRequest,
+    LeaseRequest,
+    Leases,
+    Outcomes,
+    ReleaseRequest,
+    ReportRequest,
+    WorkerView,
+)
+
+router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
+
+
+@router.post("/leases", response_model=Leases)
+async def lease(
+    body: LeaseRequest, request: Request, coordinator: TheCoordinator, changes: TheChanges
+) -> dict[str, Any]:
+    """Lease trials, first what this worker still holds; waits up to `wait_seconds` for something to do."""
+    hello = WorkerHello(body.worker, body.session, dict(body.info))
+    deadline = time.monotonic() + body.wait_seconds
+    while True:
+        bell = changes.bell()
+        assignments = await run_in_threadpool(
+            coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
+        )
+        left = deadline - time.monotonic()
+        if assignments or left <= 0 or changes.closing or await request.is_disconnected():
+            seconds = coordinator.lease_ttl.total_seconds()
+            return {"leases": [views.lease_view(assignment, seconds) for assignment in assignments]}
+        await changes.wait(bell, left)
+
+
+@router.post("/leases/report", response_model=Decisions)
+def report(body: ReportRequest, coordinator: TheCoordinator) -> dict[str, Any]:
+    """Keep metrics and renew leases; the answer says for each trial to continue, stop or abandon."""
+    reports = [Report(r.token, r.step, r.metrics) for r in body.reports]
+    return {"decisions": coordinator.report(body.worker, reports)}
+
+
+@router.post("/leases/finish", response_model=Outcomes)
+def finish(body: FinishRequest, coordinator: TheCoordinator) -> dict[str, Any]:
+    """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
+    results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
+    return {"outcomes": coordinator.finish(body.worker, results)}
+
+
+@router.post("/leases/release", response_model=Outcomes)
+def release(body: ReleaseRequest, coordinator: TheCoordinator) -> dict[str, Any]:
+    """Give unfinished trials back; they are queued again."""
+    return {"outcomes": coordinator.release(body.worker, body.tokens)}
+
+
+@router.get("/workers")
+def list_workers(coordinator: TheCoordinator) -> dict[str, list[WorkerView] | None]:
+    """Every worker that asked for leases, the last seen first."""
+    return {
+        "items": [WorkerView.model_validate(views.worker_view(w)) for w in coordinator.store.workers()],
+        "next": None,
+    }

@@ -1,0 +1,166 @@
+"""The pages for people, rendered here; their scripts fetch the ``parts`` again when something has changed."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import plotly
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from hpsearch.errors import NotFound
+from hpsearch.study import Study
+from hpsearch.trial import TrialState
+from hpsearch_api.deps import TheCoordinator, TheStudy, check_text
+from hpsearch_api.figures import KINDS
+from hpsearch_api.pages import part, render
+from hpsearch_api.pages.render import STATIC
+from hpsearch_api.pages.table import PAGE_SIZES, read_table
+from hpsearch_api.views import study_view, trial_detail, trial_view, worker_view
+
+router = APIRouter(include_in_schema=False)
+
+STUDIES_PER_PAGE = 50
+STALE_AFTER = timedelta(seconds=60)
+"""A worker that has said nothing for so long stands out."""
+KEEP_FOR_GOOD = "public, max-age=31536000, immutable"
+METHODS = ["GET", "HEAD"]
+
+
+@router.get("/", response_class=HTMLResponse)
+def studies_page(coordinator: TheCoordinator, after: str | None = None) -> HTMLResponse:
+    """Every study, the newest first."""
+    return render("studies.html", **_studies(coordinator, after))
+
+
+@router.get("/parts/studies", response_class=HTMLResponse)
+def studies_part(coordinator: TheCoordinator, after: str | None = None) -> HTMLResponse:
+    """The list of studies alone."""
+    return part("studies.html", **_studies(coordinator, after))
+
+
+@router.get("/studies/{name}", response_class=HTMLResponse)
+def study_page(request: Request, coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
+    """One study: what it found, how far it is, its figures, its trials."""
+    view = study_view(coordinator, study)
+    return render("study.html", figures=True, kinds=list(KINDS.values()), **_trials(request, coordinator, study, view))
+
+
+@router.get("/studies/{name}/parts/summary", response_class=HTMLResponse)
+def summary_part(coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
+    """Headline, progress, stages and flags."""
+    return part("summary.html", study=study_view(coordinator, study))
+
+
+@router.get("/studies/{name}/parts/trials", response_class=HTMLResponse)
+def trials_part(request: Request, coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
+    """One page of the table of trials."""
+    return part("trials.html", **_trials(request, coordinator, study, study_view(coordinator, study)))
+
+
+@router.get("/studies/{name}/trials/{number}", response_class=HTMLResponse)
+def trial_page(coordinator: TheCoordinator, study: TheStudy, number: str) -> HTMLResponse:
+    """One trial: its params and their place in the range, its curves, every try at it."""
+    return render("trial.html", figures=True, **_trial(coordinator, study, number))
+
+
+@router.get("/studies/{name}/trials/{number}/parts/summary", response_class=HTMLResponse)
+def trial_part(coordinator: TheCoordinator, study: TheStudy, number: str) -> HTMLResponse:
+    """One trial without its curves."""
+    return part("trial.html", **_trial(coordinator, study, number))
+
+
+@router.get("/workers", response_class=HTMLResponse)
+def workers_page(coordinator: TheCoordinator) -> HTMLResponse:
+    """Who trains."""
+    return render("workers.html", workers=_workers(coordinator))
+
+
+@router.get("/parts/workers", response_class=HTMLResponse)
+def workers_part(coordinator: TheCoordinator) -> HTMLResponse:
+    """The list of workers alone."""
+    return part("workers.html", workers=_workers(coordinator))
+
+
+@router.api_route("/static/plotly.min.js", methods=METHODS)
+def plotly_script(request: Request) -> Response:
+    """Plotly from the installed package: 4.8 MB, a third of that where the browser takes gzip."""
+    headers = _caching(request) | {"ETag": f'"plotly-{plotly.__version__}"', "Vary": "Accept-Encoding"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    packed = "gzip" in request.headers.get("accept-encoding", "")
+    if packed:
+        headers["Content-Encoding"] = "gzip"
+    return Response(_plotly_script(packed=packed), media_type="text/javascript", headers=headers)
+
+
+@router.api_route("/static/{path:path}", methods=METHODS)
+async def static_file(request: Request, path: str) -> Response:
+    """Our own scripts, styles and icon."""
+    response = await _static_files().get_response(path, request.scope)
+    response.headers.update(_caching(request))
+    return response
+
+
+def error_page(request: Request, status: int, title: str, detail: str) -> Response:  # noqa: ARG001 - a seam
+    """A page that says what went wrong and leads back."""
+    return render("error.html", status=status, code=status, title=title, detail=detail)
+
+
+def _caching(request: Request) -> dict[str, str]:
+    """Addresses with a version are kept for good; the others are asked for again, and mostly answered with 304."""
+    return {"Cache-Control": KEEP_FOR_GOOD if "v" in request.query_params else "no-cache"}
+
+
+@lru_cache(maxsize=1)
+def _static_files() -> StaticFiles:
+    return StaticFiles(directory=STATIC)
+
+
+@lru_cache(maxsize=2)
+def _plotly_script(*, packed: bool) -> bytes:
+    data = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes()
+    return gzip.compress(data, compresslevel=6, mtime=0) if packed else data
+
+
+def _studies(coordinator: TheCoordinator, after: str | None) -> dict[str, Any]:
+    cursor = None if after is None else check_text(after, "query.after")
+    page = coordinator.store.studies(limit=STUDIES_PER_PAGE, after=cursor)
+    studies = [study_view(coordinator, study) for study in page.items]
+    return {"studies": studies, "next": page.next, "after": after}
+
+
+def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: dict[str, Any]) -> dict[str, Any]:
+    query = {name: check_text(text, f"query.{name}") for name, text in request.query_params.items()}
+    table = read_table(study.spec, query)
+    page = coordinator.store.trials(study.id, table.query())
+    return {
+        "study": view,
+        "table": table,
+        "trials": [trial_view(trial) for trial in page.items],
+        "next": page.next,
+        "matching": table.matching(view["stages"]),
+        "page_sizes": PAGE_SIZES,
+        "states": [state.value for state in TrialState],
+    }
+
+
+def _trial(coordinator: TheCoordinator, study: Study, number: str) -> dict[str, Any]:
+    if not (number.isascii() and number.isdigit() and len(number) < 16):
+        raise NotFound("trial", number)
+    trial = coordinator.store.trial(study.id, int(number))
+    view = trial_detail(trial, coordinator.store.attempts(study.id, trial.number))
+    overview = study_view(coordinator, study)
+    space = next((s["space"] for s in overview["stages"] if s["name"] == trial.stage), overview["spec"]["space"])
+    return {"study": overview, "trial": view, "space": space}
+
+
+def _workers(coordinator: TheCoordinator) -> list[dict[str, Any]]:
+    now = coordinator.clock()
+    workers = coordinator.store.workers()
+    return [{**worker_view(worker), "stale": now - worker.last_seen > STALE_AFTER} for worker in workers]

@@ -1,0 +1,56 @@
+"""Random search: what trial ``number`` of a stage samples, from the study's seed alone.
+
+Each trial has a stream of its own: the counter-based generator Philox (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", SC'11), keyed by (seed, stage, purpose) with the trial's number in the counter. So a trial's params do not
+depend on which other trials were drawn, by whom, or in which order; any trial can be replayed alone.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from hpsearch.search.scale import from_unit
+from hpsearch.space import Params, Space
+
+
+class Purpose(IntEnum):
+    """What a stream is for; different purposes never share numbers."""
+
+    PARAMS = 0
+    TRAINING = 1
+    DATA = 2
+
+
+def stream(seed: int, stage: int, number: int, purpose: Purpose) -> np.random.Generator:
+    """The random stream of one trial for one purpose.
+
+    Args:
+        seed: the study's, at least 0.
+        stage: index of the stage, from 0.
+        number: of the trial, from 0.
+        purpose: what the numbers are for.
+    """
+    key = np.random.SeedSequence((seed, stage, purpose)).generate_state(2, np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, number], dtype=np.uint64)))
+
+
+def sample(space: Space, *, seed: int, stage: int, number: int) -> Params:
+    """The params of one trial: each parameter uniform on its own scale and independent of the others.
+
+    The parameters draw in the order of their names, so the order in which a document lists them does not matter.
+    """
+    units = stream(seed, stage, number, Purpose.PARAMS).random(len(space))
+    drawn = {name: from_unit(space[name], float(unit)) for name, unit in zip(sorted(space), units, strict=True)}
+    return {name: drawn[name] for name in space}
+
+
+def training_seed(seed: int, stage: int, number: int) -> int:
+    """The seed that a trial trains with, in [0, 2^53): weights, dropout. Fresh for every trial."""
+    return int(stream(seed, stage, number, Purpose.TRAINING).integers(2**53))
+
+
+def data_seed(seed: int, stage: int) -> int:
+    """The seed of a stage's order of minibatches, in [0, 2^53): one for all of its trials, so that they can share."""
+    return int(stream(seed, stage, 0, Purpose.DATA).integers(2**53))

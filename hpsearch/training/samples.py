@@ -1,0 +1,50 @@
+"""What every source gives, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpsearch.errors import DataError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All samples of a source, before any split.
+
+    Attributes:
+        x: (n, …) uint8 for images (height, width, channels), else float32; finite.
+        y: (n,) int64 in 0 … n_classes − 1.
+        n_classes: ≥ 2.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    n_classes: int
+
+
+def existing(path: str) -> Path:
+    """The path, if there is something at it; raises DataError if not."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"there is no {path} (seen from {Path.cwd()}): give the path of the data as data.path")
+    return found
+
+
+def finite(x: NDArray[Any], where: str) -> NDArray[np.float32]:
+    """(n, …) as float32; raises DataError naming the first sample with a value that is not a finite float32."""
+    with np.errstate(over="ignore"):
+        floats = x.astype(np.float32)
+    bad = ~np.isfinite(floats)
+    if bad.any():
+        sample, *feature = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+        at = f", feature {', '.join(map(str, feature))}" if feature else ""
+        raise DataError(
+            f"{where} holds {x[(sample, *feature)]} in sample {sample}{at} (from 0): every value must be a finite "
+            "32-bit number; remove such samples or fill them in"
+        )
+    return floats

@@ -1,0 +1,235 @@
+"""What a worker says to its server, and how it survives the server's absence.
+
+Training never waits for the server: reports that could not be sent are kept and sent with the next ones. Results do
+wait, however long the server is away, for they are what the work was for. A thread renews the leases held while an
+epoch is long.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpsearch._version import __version__
+from hpsearch.errors import ServerError, ServerRefused
+from hpsearch.http import Connection, encode
+from hpsearch.space import Params
+from hpsearch.trial import Action, Decision, Outcome, Report, Result
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+GRACE_SECONDS = 30.0
+"""How long a worker that was told to stop keeps trying to hand over its results."""
+WAIT_SECONDS = 20.0
+"""How long one request for trials waits at the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedTrial:
+    """A trial to run, as the server hands it out. See the HTTP interface for the fields."""
+
+    study: str
+    stage: str
+    trial: int
+    attempt: int
+    token: str
+    params: Params
+    epochs: int
+    seed: int
+    objective: dict[str, Any]
+    metric: dict[str, str]
+    study_seed: int
+    data_seed: int
+    lease_seconds: float
+
+
+class Session:
+    """One worker's conversation with one server.
+
+    Args:
+        connection: to the server.
+        name: stable identity of the worker.
+        info: what it says of itself beside host, pid and version.
+        stop: set when the worker is to end.
+    """
+
+    def __init__(self, connection: Connection, name: str, info: dict[str, Any], stop: threading.Event) -> None:
+        self.name = name
+        self.stop = stop
+        self._connection = connection
+        self._info = {"host": platform.node(), "pid": os.getpid(), "version": __version__, **info}
+        self._id = f"{os.getpid()}-{random.getrandbits(64):016x}"
+        self._lock = threading.Lock()
+        self._held: dict[str, LeasedTrial] = {}
+        self._unsent: list[Report] = []
+        self._lost: dict[str, Decision] = {}
+        self._renewed_at = time.monotonic()
+        threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
+
+    def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> list[LeasedTrial]:
+        """Trials to run, after waiting for the server and for work as long as it takes; none once told to stop."""
+        body: dict[str, Any] = {
+            "worker": self.name,
+            "session": self._id,
+            "capacity": capacity,
+            "kinds": list(kinds),
+            "wait_seconds": WAIT_SECONDS,
+            "info": self._info,
+        }
+        if study is not None:
+            body["study"] = study
+        while not self.stop.is_set():
+            answer = self._unless_stopped(lambda: self._call("/api/v1/leases", body, patient=True))
+            if answer and answer["leases"]:
+                leases = [_leased(item) for item in answer["leases"]]
+                with self._lock:
+                    self._held = {lease.token: lease for lease in leases}
+                    self._lost.clear()
+                    self._renewed_at = time.monotonic()
+                return leases
+        # the answer to a request given up just now may be under way: ask what this worker holds, and give it back
+        held = self._call("/api/v1/leases", {**body, "capacity": 1, "wait_seconds": 0}, patient=False)
+        self.release([item["token"] for item in held["leases"]] if held else [])
+        return []
+
+    def _unless_stopped(self, ask: Callable[[], Any]) -> Any:
+        """What ``ask`` returns or raises; None as soon as the worker is told to stop, however long it takes."""
+        done = threading.Event()
+        answers: list[Any] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                answers.append(ask())
+            except BaseException as error:
+                errors.append(error)
+            done.set()
+
+        threading.Thread(target=run, name="lease", daemon=True).start()
+        while not done.wait(0.1):
+            if self.stop.is_set():
+                return None
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+    def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
+        """Send metrics; token → decision. Where the server is away: continue, and they are sent later."""
+        with self._lock:
+            self._unsent += reports
+        self._flush()
+        with self._lock:
+            return {r.token: self._lost.get(r.token, Decision(r.token, Action.CONTINUE)) for r in reports}
+
+    def finish(self, results: Sequence[Result]) -> list[Outcome]:
+        """Hand over results, trying until the server has them; after being told to stop only for a while longer."""
+        if not results:
+            return []
+        while self._unsent and not self._flush() and not self.stop.wait(FIRST_PAUSE):
+            pass  # a value that the server takes from the last report needs that report first
+        body = {
+            "worker": self.name,
+            "results": [
+                {
+                    "token": r.token,
+                    "state": r.state,
+                    "value": None if r.value is None else encode(r.value),
+                    "reason": None if r.reason is None else r.reason[:2000],
+                }
+                for r in results
+            ],
+        }
+        answer = self._call("/api/v1/leases/finish", body, patient=True)
+        self._let_go([r.token for r in results])
+        if answer is None:
+            log.warning(
+                "the server is away: %d results could not be handed over and will be trained again", len(results)
+            )
+            return []
+        outcomes = [Outcome(o["token"], o["accepted"], o["reason"]) for o in answer["outcomes"]]
+        for outcome in outcomes:
+            if not outcome.accepted:
+                log.warning("a result was refused: %s", outcome.reason)
+        return outcomes
+
+    def release(self, tokens: Sequence[str]) -> None:
+        """Give trials back unfinished; if the server does not hear it, their leases expire."""
+        if tokens:
+            self._flush()
+            self._call("/api/v1/leases/release", {"worker": self.name, "tokens": list(tokens)}, patient=False)
+            self._let_go(tokens)
+
+    def _let_go(self, tokens: Sequence[str]) -> None:
+        with self._lock:
+            for token in tokens:
+                self._held.pop(token, None)
+
+    def _flush(self) -> bool:
+        """Send what has not been sent; False if the server is away."""
+        with self._lock:
+            reports, self._unsent = self._unsent, []
+            held = dict(self._held)
+        if not reports:
+            return True
+        body = {
+            "worker": self.name,
+            "reports": [
+                {"token": r.token, "step": r.step, "metrics": {k: encode(v) for k, v in r.metrics.items()}}
+                for r in reports
+            ],
+        }
+        answer = self._call("/api/v1/leases/report", body, patient=False)
+        with self._lock:
+            if answer is None:
+                self._unsent = [r for r in reports if r.step is not None] + self._unsent
+                return False
+            self._renewed_at = time.monotonic()
+            for item in answer["decisions"]:
+                if item["action"] != Action.CONTINUE and item["token"] in held:
+                    self._lost[item["token"]] = Decision(item["token"], Action(item["action"]), item["reason"])
+        return True
+
+    def _keep_alive(self) -> None:
+        """Renew what is held when nothing was reported for a third of a lease."""
+        while True:
+            time.sleep(0.5)
+            with self._lock:
+                third = min((lease.lease_seconds for lease in self._held.values()), default=0.0) / 3
+                due = bool(self._held) and time.monotonic() - self._renewed_at >= third
+                if due:
+                    self._renewed_at = time.monotonic()
+                    self._unsent += [Report(token) for token in self._held if token not in self._lost]
+            if due:
+                self._flush()
+
+    def _call(self, path: str, body: dict[str, Any], *, patient: bool) -> Any:
+        """The server's answer; None if it is away (at once, or where patient only after being told to stop)."""
+        pause, told_at = FIRST_PAUSE, None
+        while True:
+            try:
+                return self._connection.call("POST", path, body=body, timeout_seconds=WAIT_SECONDS + 10)
+            except ServerError as error:
+                if isinstance(error, ServerRefused) and error.status < 500:
+                    raise
+                if not patient:
+                    return None
+                if self.stop.is_set():
+                    told_at = told_at or time.monotonic()
+                    if path == "/api/v1/leases" or time.monotonic() - told_at > GRACE_SECONDS:
+                        return None
+                log.warning("%s; trying again in %.1f s", error, pause)
+                self.stop.wait(pause) if not self.stop.is_set() else time.sleep(min(pause, 1.0))
+                pause = min(2 * pause, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+
+
+def _leased(item: dict[str, Any]) -> LeasedTrial:
+    return LeasedTrial(**{name: item[name] for name in LeasedTrial.__dataclass_fields__})

@@ -1,0 +1,172 @@
+"""What workers say of the trials that they hold: reports, results, and trials given back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from hpsearch.errors import InvalidInput
+from hpsearch.trial import (
+    RESULT_STATES,
+    Action,
+    AttemptState,
+    Decision,
+    Outcome,
+    Report,
+    Result,
+    TrialState,
+)
+from hpsearch_storage import attempts, metrics, studies, trials
+from hpsearch_storage.attempts import AttemptRow
+from hpsearch_storage.trials import TrialRow
+
+_LATE = "; a late result came"
+
+
+def report(connection: Connection, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
+    """Keep metrics, renew leases."""
+    tokens = {r.token for r in reports}
+    studies.lock_shared(connection, attempts.studies_of_tokens(connection, tokens))
+    rows = attempts.by_token(connection, list(tokens))
+    held = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
+    last = _keep_steps(connection, held, [r for r in reports if r.token in held and r.step is not None])
+    attempts.heard(connection, {held[token].id: step for token, step in last.items()}, expires_at=now + ttl)
+    return [
+        Decision(r.token, Action.CONTINUE)
+        if r.token in held
+        else Decision(r.token, Action.ABANDON, why_not(rows.get(r.token)))
+        for r in reports
+    ]
+
+
+def _keep_steps(
+    connection: Connection, held: dict[str, AttemptRow], reports: Iterable[Report]
+) -> dict[str, int | None]:
+    """Keep metrics; returns the last step of each token, None before the first."""
+    steps: dict[tuple[int, int], dict[str, float]] = {}
+    last: dict[str, int | None] = {token: row.step for token, row in held.items()}
+    restarted: dict[int, int] = {}
+    for item in reports:
+        row, step = held[item.token], item.step or 0
+        before = last[item.token]
+        if before is None and row.number > 1:
+            restarted[row.trial_id] = step
+        last[item.token] = step if before is None else max(before, step)
+        steps[row.trial_id, step] = item.metrics
+    # What an earlier attempt reported behind the first step of this one belongs to a curve that was given up.
+    metrics.drop_after(connection, restarted)
+    metrics.put(connection, steps)
+    moved = {token: step for token, step in last.items() if step is not None and step != held[token].step}
+    trials.set_steps(connection, {held[token].trial_id: step for token, step in moved.items()})
+    return last
+
+
+def finish(connection: Connection, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    """End trials."""
+    locked, rows = _locked(connection, [r.token for r in results])
+    accepted: dict[str, Result] = {}
+    notes: dict[int, str] = {}
+    outcomes = []
+    for result in results:
+        row = rows.get(result.token)
+        if row is not None and row.state == AttemptState.RUNNING:
+            accepted.setdefault(result.token, result)
+            outcomes.append(Outcome(result.token, accepted=True))
+        elif row is not None and row.state == AttemptState.FINISHED:
+            outcomes.append(Outcome(result.token, accepted=True))
+        else:
+            outcomes.append(Outcome(result.token, accepted=False, reason=why_not(row)))
+            if row is not None and _LATE not in (row.reason or ""):
+                notes[row.id] = _late(row, result, now)
+    attempts.note(connection, notes)
+    ended = [(rows[token], result) for token, result in accepted.items()]
+    _end(connection, ended, {study_id: row.metric for study_id, row in locked.items()}, now=now)
+    return outcomes
+
+
+def check_results(results: Iterable[Result]) -> None:
+    """Raise InvalidInput for a state that a worker may not give a trial."""
+    for result in results:
+        if result.state not in RESULT_STATES:
+            raise InvalidInput(
+                f"a trial cannot be finished as {result.state.value!r}: give one of {', '.join(RESULT_STATES)}"
+            )
+
+
+def _end(
+    connection: Connection, ended: list[tuple[AttemptRow, Result]], names: dict[int, str], *, now: datetime
+) -> None:
+    unsaid = {r.trial_id: r.trial.step for r, result in ended if result.value is None and result.state in _WITH_VALUE}
+    reported = metrics.at_steps(connection, unsaid)
+    changes: list[tuple[TrialRow, TrialRow]] = []
+    for row, result in ended:
+        metric = names[row.study_id]
+        value = reported.get(row.trial_id, {}).get(metric) if result.value is None else result.value
+        state, value, reason = settle(result.state, value, result.reason, metric=metric)
+        changes.append((row.trial, replace(row.trial, state=state, value=value, reason=reason, ended_at=now)))
+    attempts.end(connection, [row.id for row, _ in ended], AttemptState.FINISHED, now=now)
+    trials.change(connection, changes, now=now)
+
+
+_WITH_VALUE = (TrialState.COMPLETED, TrialState.PRUNED)
+
+
+def settle(
+    state: TrialState, value: float | None, reason: str | None, *, metric: str
+) -> tuple[TrialState, float | None, str | None]:
+    """State, value and reason of a trial that ended: only completed and pruned ones have a value, a finite one."""
+    if state not in _WITH_VALUE:
+        return state, None, reason
+    if value is not None and math.isfinite(value):
+        return state, float(value) + 0.0, reason  # + 0.0: SQLite stores no -0.0
+    if state == TrialState.PRUNED:
+        return state, None, reason
+    if value is None:
+        return TrialState.FAILED, None, f"it completed without a value: {metric!r} is not among its last metrics"
+    return TrialState.DIVERGED, None, f"its value of {metric!r} is {value}"
+
+
+def release(connection: Connection, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
+    """Queue trials again; their attempts do not count against them."""
+    _, rows = _locked(connection, tokens)
+    given = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
+    attempts.end(connection, [row.id for row in given.values()], AttemptState.RELEASED, now=now)
+    changes = []
+    for row in given.values():
+        reason = f"attempt {row.number} was given back by {row.worker}"
+        changes.append((row.trial, replace(row.trial, state=TrialState.QUEUED, reason=reason)))
+    trials.change(connection, changes, now=now)
+    return [_released(token, rows.get(token)) for token in tokens]
+
+
+def _released(token: str, row: AttemptRow | None) -> Outcome:
+    if row is not None and row.state in (AttemptState.RUNNING, AttemptState.RELEASED):
+        return Outcome(token, accepted=True)
+    return Outcome(token, accepted=False, reason=why_not(row))
+
+
+def _locked(connection: Connection, tokens: Sequence[str]) -> tuple[studies.Locked, dict[str, AttemptRow]]:
+    locked = studies.lock(connection, attempts.studies_of_tokens(connection, tokens))
+    return locked, attempts.by_token(connection, tokens)
+
+
+def why_not(row: AttemptRow | None) -> str:
+    """Why a token gives no right any more."""
+    if row is None:
+        return "there is no such lease; its study may have been deleted"
+    said = f" ({row.reason.split(_LATE)[0]})" if row.reason else ""
+    return {
+        AttemptState.LOST: f"the attempt was counted as lost{said} and the trial taken back",
+        AttemptState.RELEASED: "the trial was given back before",
+        AttemptState.CANCELLED: f"the trial was cancelled{said}",
+        AttemptState.FINISHED: "the trial has ended",
+    }.get(row.state, "the lease does not hold")
+
+
+def _late(row: AttemptRow, result: Result, now: datetime) -> str:
+    value = "" if result.value is None else f" with value {result.value}"
+    return f"{row.reason or row.state.value}{_LATE} at {now.isoformat()}: {result.state.value}{value}"

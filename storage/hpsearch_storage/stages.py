@@ -1,0 +1,152 @@
+"""Stages, and the counters that spare counting trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, insert, or_, select, update
+
+from hpsearch.errors import Conflict
+from hpsearch.study import NewStage, Stage, StageState, Study, StudyState
+from hpsearch.trial import TrialState
+from hpsearch_storage import studies, tables
+from hpsearch_storage.codec import decode_space, decode_stage, encode_space, encode_stage
+from hpsearch_storage.events import Entry
+
+_stages = tables.stages.c
+
+
+def of_study(connection: Connection, study_id: int) -> list[Stage]:
+    """Stages by index."""
+    query = select(tables.stages).where(_stages.study_id == study_id).order_by(_stages.index)
+    return [to_stage(row) for row in connection.execute(query)]
+
+
+def one(connection: Connection, stage_id: int) -> Stage | None:
+    """One stage by id."""
+    row = connection.execute(select(tables.stages).where(_stages.id == stage_id)).first()
+    return None if row is None else to_stage(row)
+
+
+def running(connection: Connection, study_id: int) -> Stage | None:
+    """The running stage of a study."""
+    query = select(tables.stages).where(_stages.study_id == study_id, _stages.state == StageState.RUNNING)
+    row = connection.execute(query.order_by(_stages.index)).first()
+    return None if row is None else to_stage(row)
+
+
+def open_(connection: Connection, study_id: int, index: int, stage: NewStage, *, now: datetime) -> Entry:
+    """Add a running stage. The study is locked.
+
+    Raises:
+        Conflict: the study has a stage of this name.
+    """
+    name = stage.spec.name
+    taken = select(_stages.id).where(_stages.study_id == study_id, _stages.name == name)
+    if connection.execute(taken).first() is not None:
+        raise Conflict(f"the study has a stage {name!r} already: give the new one another name")
+    connection.execute(
+        insert(tables.stages).values(
+            study_id=study_id,
+            index=index,
+            name=name,
+            spec=encode_stage(stage.spec),
+            space=encode_space(stage.space),
+            n_trials=stage.n_trials,
+            n_created=0,
+            parent=stage.parent,
+            difference=stage.difference,
+            state=StageState.RUNNING,
+            opened_at=now,
+            **{counter(state): 0 for state in TrialState},
+        )
+    )
+    return _entry(name, index, StageState.RUNNING, stage.n_trials)
+
+
+def end(connection: Connection, stage: Stage, state: StageState, *, now: datetime) -> Entry:
+    """End a running stage."""
+    connection.execute(update(tables.stages).where(_stages.id == stage.id).values(state=state, ended_at=now))
+    return _entry(stage.name, stage.index, state, stage.n_trials)
+
+
+def _entry(name: str, index: int, state: StageState, n_trials: int) -> Entry:
+    return "stage", {"stage": name, "index": index, "state": state.value, "n_trials": n_trials}
+
+
+def count(connection: Connection, stage_id: int, deltas: Mapping[TrialState, int], *, n_created: int = 0) -> None:
+    """Change a stage's counters. The study is locked."""
+    values: dict[str, Any] = {counter(state): _stages[counter(state)] + n for state, n in deltas.items() if n}
+    if n_created:
+        values["n_created"] = _stages.n_created + n_created
+    if values:
+        connection.execute(update(tables.stages).where(_stages.id == stage_id).values(values))
+
+
+def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[tuple[Study, Stage]]:
+    """Running stages of running studies with trials to create, in the order of leasing."""
+    query = _in_order(select(tables.stages), study, kinds)
+    query = query.where(_stages.state == StageState.RUNNING, _stages.n_created < _stages.n_trials)
+    return _with_studies(connection, query)
+
+
+def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:
+    """Running stages of running or paused studies that are done, or hopeless; see Store."""
+    done = and_(_stages.n_created >= _stages.n_trials, _stages.n_queued + _stages.n_running == 0)
+    others = (s for s in TrialState if s.is_finished and s != TrialState.FAILED)
+    hopeless = and_(_stages.n_failed >= max_failures, *(_stages[counter(state)] == 0 for state in others))
+    query = (
+        select(tables.stages)
+        .join(tables.studies, tables.studies.c.id == _stages.study_id)
+        .where(tables.studies.c.state.in_([StudyState.RUNNING, StudyState.PAUSED]))
+        .where(_stages.state == StageState.RUNNING, or_(done, hopeless))
+        .order_by(_stages.study_id, _stages.index)
+    )
+    return _with_studies(connection, query)
+
+
+def _with_studies(connection: Connection, query: Select[Any]) -> list[tuple[Study, Stage]]:
+    found = [to_stage(row) for row in connection.execute(query)]
+    owners = studies.by_ids(connection, (stage.study_id for stage in found)) if found else {}
+    return [(owners[stage.study_id], stage) for stage in found if stage.study_id in owners]
+
+
+def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[Row[*tuple[Any, ...]]]:
+    """Stages with queued trials, in the order of leasing: id, study id, and how many are queued."""
+    query = _in_order(select(_stages.id, _stages.study_id, _stages.n_queued), study, kinds)
+    return list(connection.execute(query.where(_stages.n_queued > 0)))
+
+
+def _in_order(query: Select[Any], study: str | None, kinds: Iterable[str] | None) -> Select[Any]:
+    return (
+        query.join(tables.studies, tables.studies.c.id == _stages.study_id)
+        .where(*studies.chosen(study, kinds))
+        .order_by(studies.n_running(), tables.studies.c.id, _stages.index)
+    )
+
+
+def counter(state: TrialState) -> str:
+    """The column that counts trials of a state."""
+    return f"n_{state.value}"
+
+
+def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:
+    """The stage of a row."""
+    values = row._mapping
+    return Stage(
+        id=row.id,
+        study_id=row.study_id,
+        index=values["index"],
+        state=row.state,
+        spec=decode_stage(row.spec),
+        space=decode_space(row.space),
+        n_trials=row.n_trials,
+        n_created=row.n_created,
+        parent=row.parent,
+        difference=row.difference,
+        counts={state: values[counter(state)] for state in TrialState},
+        opened_at=row.opened_at,
+        ended_at=row.ended_at,
+    )

@@ -1,0 +1,295 @@
+"""The store on SQL: the transactions around what the other modules do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, text
+
+from hpsearch.errors import Conflict, InvalidInput, NotFound
+from hpsearch.space import Params
+from hpsearch.spec import StudySpec
+from hpsearch.store import Page, TrialQuery, WorkerHello
+from hpsearch.study import Event, NewStage, Stage, StageState, Study, StudyState, Worker
+from hpsearch.trial import Attempt, Decision, Lease, Outcome, Report, Result, StepMetrics, Trial, TrialState
+from hpsearch_storage import attempts, events, leases, metrics, paging, results, stages, studies, trials, workers
+from hpsearch_storage.engine import Database
+
+_STUDIES = "studies"
+"""Mark of a cursor in the list of studies."""
+
+
+class SqlStore:
+    """:class:`hpsearch.store.Store` on SQLite or PostgreSQL. Every method is one transaction."""
+
+    def __init__(self, database: Database, *, on_close: Callable[[], None] = lambda: None) -> None:
+        self._database = database
+        self._on_close = on_close
+
+    # -- studies ----------------------------------------------------------------------------------------------
+
+    def create_study(
+        self, spec: StudySpec, stage: NewStage, *, now: datetime, idempotency_key: str | None = None
+    ) -> tuple[Study, bool]:
+        """See Store."""
+
+        def work(connection: Connection) -> tuple[Study, bool]:
+            while True:
+                if found := studies.find_same(connection, spec, idempotency_key):
+                    return found, False
+                if study := studies.insert(connection, spec, idempotency_key, now=now):
+                    break
+            opened = stages.open_(connection, study.id, 0, stage, now=now)
+            events.append(connection, study.id, [_state_entry(study), opened], now=now)
+            return study, True
+
+        return self._database.write(work)
+
+    def study(self, name: str) -> Study:
+        """See Store."""
+        return self._database.read(lambda connection: studies.named(connection, name))
+
+    def studies(self, *, limit: int, after: str | None = None) -> Page[Study]:
+        """See Store."""
+        limit = paging.check_limit(limit)
+        before = _study_position(after)
+        found = self._database.read(lambda connection: studies.newest(connection, before=before, limit=limit + 1))
+        if len(found) <= limit:
+            return Page(found, None)
+        return Page(found[:limit], paging.encode_cursor([_STUDIES, found[limit - 1].id]))
+
+    def set_state(self, study_id: int, state: StudyState, *, reason: str | None = None, now: datetime) -> Study:
+        """See Store."""
+
+        def work(connection: Connection) -> Study:
+            study = studies.lock_one(connection, study_id)
+            if study.state == state:
+                return study
+            if study.state.is_finished:
+                raise Conflict(f"the study {study.name!r} has ended as {study.state.value}: submit it under a new name")
+            ended_at = now if state.is_finished else None
+            study = studies.set_state(connection, study_id, state, reason, ended_at=ended_at)
+            if state.is_finished:
+                _end_all(connection, study, now=now)
+            events.append(connection, study_id, [_state_entry(study)], now=now)
+            return study
+
+        return self._database.write(work)
+
+    def delete_study(self, study_id: int) -> None:
+        """See Store."""
+
+        def work(connection: Connection) -> None:
+            studies.lock_one(connection, study_id)
+            studies.remove(connection, study_id)
+
+        self._database.write(work)
+
+    # -- stages -----------------------------------------------------------------------------------------------
+
+    def stages(self, study_id: int) -> list[Stage]:
+        """See Store."""
+        return self._database.read(lambda connection: stages.of_study(connection, study_id))
+
+    def open_stage(self, study_id: int, index: int, stage: NewStage, *, now: datetime) -> bool:
+        """See Store."""
+
+        def work(connection: Connection) -> bool:
+            study = studies.lock_one(connection, study_id)
+            parent = stages.running(connection, study_id)
+            if study.state.is_finished or parent is None or parent.index != index - 1:
+                return False
+            ended = stages.end(connection, parent, StageState.COMPLETED, now=now)
+            opened = stages.open_(connection, study_id, index, stage, now=now)
+            events.append(connection, study_id, [ended, opened], now=now)
+            return True
+
+        return self._database.write(work)
+
+    def stages_with_room(
+        self, *, study: str | None = None, kinds: Iterable[str] | None = None
+    ) -> list[tuple[Study, Stage]]:
+        """See Store."""
+        return self._database.read(lambda connection: stages.with_room(connection, study, kinds))
+
+    def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
+        """See Store."""
+        return self._database.read(lambda connection: stages.to_settle(connection, max_failures=max_failures))
+
+    # -- trials -----------------------------------------------------------------------------------------------
+
+    def add_trials(self, stage_id: int, first_number: int, params: Sequence[Params], *, now: datetime) -> bool:
+        """See Store."""
+
+        def work(connection: Connection) -> bool:
+            locked = _lock_stage(connection, stage_id)
+            if locked is None:
+                return False
+            stage, next_number = locked
+            room = stage.n_trials - stage.n_created
+            if stage.state != StageState.RUNNING or next_number != first_number or len(params) > room:
+                return False
+            trials.add_queued(connection, stage, first_number, params, now=now)
+            return True
+
+        return self._database.write(work)
+
+    def add_finished(
+        self, stage_id: int, trials: Sequence[tuple[Params, TrialState, float | None]], *, now: datetime
+    ) -> list[int]:
+        """See Store."""
+        return self._database.write(lambda connection: _add_ended(connection, stage_id, trials, now=now))
+
+    def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
+        """See Store."""
+        return self._database.read(lambda connection: paging.page(connection, study_id, query))
+
+    def trial(self, study_id: int, number: int) -> Trial:
+        """See Store."""
+        return self._database.read(lambda connection: trials.one(connection, study_id, number).shown())
+
+    def attempts(self, study_id: int, number: int) -> list[Attempt]:
+        """See Store."""
+        return self._database.read(lambda connection: attempts.of_trial(connection, study_id, number))
+
+    def metrics(self, study_id: int, numbers: Sequence[int]) -> list[StepMetrics]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[StepMetrics]:
+            studies.check(connection, study_id)
+            return metrics.of_trials(connection, study_id, numbers)
+
+        return self._database.read(work)
+
+    # -- leases -----------------------------------------------------------------------------------------------
+
+    def lease(
+        self,
+        worker: WorkerHello,
+        capacity: int,
+        *,
+        now: datetime,
+        ttl: timedelta,
+        study: str | None = None,
+        kinds: Iterable[str] | None = None,
+        max_lost: int = 3,
+    ) -> list[Lease]:
+        """See Store."""
+        wanted = None if kinds is None else tuple(kinds)
+        request = leases.Request(worker, capacity, now, ttl, study, wanted, max_lost)
+        return self._database.write(lambda connection: leases.lease(connection, request))
+
+    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[Decision]:
+            workers.seen(connection, worker, now=now)
+            return results.report(connection, reports, now=now, ttl=ttl)
+
+        return self._database.write(work)
+
+    def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """See Store."""
+        return self._database.write(lambda connection: _finish(connection, worker, results, now=now))
+
+    def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[Outcome]:
+            workers.seen(connection, worker, now=now)
+            return results.release(connection, tokens, now=now)
+
+        return self._database.write(work)
+
+    def reap(self, *, now: datetime, max_lost: int) -> list[int]:
+        """See Store."""
+        if not self._database.read(lambda connection: attempts.studies_of_expired(connection, now)):
+            return []  # the usual case takes no lock
+        return self._database.write(lambda connection: leases.reap(connection, max_lost=max_lost, now=now))
+
+    # -- the log, the workers, the store itself ---------------------------------------------------------------
+
+    def events(self, study_id: int, *, after: int, limit: int) -> list[Event]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[Event]:
+            found = events.after(connection, study_id, after, paging.check_limit(limit))
+            if not found:
+                studies.check(connection, study_id)
+            return found
+
+        return self._database.read(work)
+
+    def last_event(self, study_id: int) -> int:
+        """See Store."""
+        return self._database.read(lambda connection: events.last(connection, study_id))
+
+    def workers(self) -> list[Worker]:
+        """See Store."""
+        return self._database.read(workers.every)
+
+    def check(self) -> None:
+        """See Store."""
+        self._database.read(lambda connection: connection.execute(text("SELECT count(*) FROM workers")).scalar_one())
+
+    def close(self) -> None:
+        """See Store."""
+        self._database.close()
+        self._on_close()
+
+
+def _state_entry(study: Study) -> events.Entry:
+    return "study", {"state": study.state.value, "reason": study.reason}
+
+
+def _study_position(after: str | None) -> int | None:
+    if after is None:
+        return None
+    values = paging.decode_cursor(after, _STUDIES)
+    if len(values) != 1 or not isinstance(values[0], int):
+        raise InvalidInput(f"the cursor {after[:80]!r} is damaged: take 'next' of the page before")
+    return values[0]
+
+
+def _lock_stage(connection: Connection, stage_id: int) -> tuple[Stage, int] | None:
+    """A stage of a locked study, and the study's next number; None if the stage is not there."""
+    peek = stages.one(connection, stage_id)
+    if peek is None:
+        return None
+    study = studies.lock(connection, [peek.study_id]).get(peek.study_id)
+    stage = stages.one(connection, stage_id)
+    return None if study is None or stage is None else (stage, study.next_number)
+
+
+def _add_ended(
+    connection: Connection, stage_id: int, ended: Sequence[tuple[Params, TrialState, float | None]], *, now: datetime
+) -> list[int]:
+    for _, state, _ in ended:
+        if not state.is_finished:
+            raise InvalidInput(f"a trial in state {state.value!r} has not ended: enqueue it instead")
+    locked = _lock_stage(connection, stage_id)
+    if locked is None:
+        raise NotFound("stage", stage_id)
+    stage, first = locked
+    metric = studies.document(connection, stage.study_id).metric.name
+    settled = [(params, *results.settle(state, value, None, metric=metric)) for params, state, value in ended]
+    trials.add_ended(connection, stage, first, settled, now=now)
+    return list(range(first, first + len(settled)))
+
+
+def _finish(connection: Connection, worker: str, given: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    results.check_results(given)
+    workers.seen(connection, worker, now=now)
+    return results.finish(connection, given, now=now)
+
+
+def _end_all(connection: Connection, study: Study, *, now: datetime) -> None:
+    """End what is open in a study that has ended."""
+    reason = f"the study was {study.state.value}" + (f": {study.reason}" if study.reason else "")
+    attempts.cancel_all(connection, study.id, reason=reason, now=now)
+    trials.cancel_open(connection, study.id, reason=reason, now=now)
+    if stage := stages.running(connection, study.id):
+        completed = study.state == StudyState.COMPLETED
+        state = StageState.COMPLETED if completed else StageState.CANCELLED
+        events.append(connection, study.id, [stages.end(connection, stage, state, now=now)], now=now)

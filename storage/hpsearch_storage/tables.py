@@ -1,0 +1,151 @@
+"""The tables. ``migrations/`` builds the same schema step by step; a test holds the two together."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, ForeignKeyConstraint, Index, MetaData, PrimaryKeyConstraint, Table, UniqueConstraint
+
+from hpsearch.study import StageState, StudyState
+from hpsearch.trial import AttemptState, TrialState
+from hpsearch_storage.columns import JsonText, Key, Moment, Real, Whole, Word, Words
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("name", Words, nullable=False),
+    Column("spec", Words, nullable=False),
+    Column("kind", Words, nullable=False),  # of its objective
+    Column("metric", Words, nullable=False),  # name of the number that is optimised
+    Column("state", Word(StudyState), nullable=False),
+    Column("reason", Words),
+    Column("next_number", Whole, nullable=False),
+    Column("last_event", Whole, nullable=False),
+    Column("idempotency_key", Words),
+    Column("created_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("name"),
+    UniqueConstraint("idempotency_key"),
+    Index(None, "state"),
+    sqlite_autoincrement=True,  # the id of a deleted study is never given to another
+)
+
+stages = Table(
+    "stages",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("study_id", Whole, nullable=False),
+    Column("index", Whole, nullable=False),
+    Column("name", Words, nullable=False),
+    Column("spec", Words, nullable=False),
+    Column("space", Words, nullable=False),
+    Column("n_trials", Whole, nullable=False),
+    Column("n_created", Whole, nullable=False),
+    Column("parent", Words),
+    Column("difference", JsonText),
+    Column("state", Word(StageState), nullable=False),
+    *(Column(f"n_{state.value}", Whole, nullable=False) for state in TrialState),
+    Column("opened_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
+    UniqueConstraint("study_id", "index"),
+    UniqueConstraint("study_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("study_id", Whole, nullable=False),
+    Column("stage_id", Whole, nullable=False),
+    Column("number", Whole, nullable=False),
+    Column("state", Word(TrialState), nullable=False),
+    Column("params", JsonText, nullable=False),
+    Column("value", Real),
+    Column("step", Whole, nullable=False),
+    Column("reason", Words),
+    Column("n_attempts", Whole, nullable=False),
+    Column("n_lost", Whole, nullable=False),
+    Column("worker", Words),
+    Column("created_at", Moment, nullable=False),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
+    ForeignKeyConstraint(["stage_id"], ["stages.id"], ondelete="CASCADE"),
+    UniqueConstraint("study_id", "number"),
+    Index(None, "stage_id", "state", "number"),
+    Index(None, "study_id", "state", "value"),
+    Index(None, "study_id", "value"),
+    sqlite_autoincrement=True,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("trial_id", Whole, nullable=False),
+    Column("study_id", Whole, nullable=False),  # its trial's, so that a token leads to what to lock without a join
+    Column("number", Whole, nullable=False),
+    Column("token", Words, nullable=False),
+    Column("worker", Words, nullable=False),
+    Column("session", Words),
+    Column("state", Word(AttemptState), nullable=False),
+    Column("step", Whole),  # the last that this attempt reported
+    Column("reason", Words),
+    Column("started_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
+    UniqueConstraint("trial_id", "number"),
+    UniqueConstraint("token"),
+    Index(None, "state", "expires_at"),
+    Index(None, "worker", "state"),
+    sqlite_autoincrement=True,
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("trial_id", Whole, nullable=False),
+    Column("step", Whole, nullable=False),
+    Column("values", Words, nullable=False),
+    PrimaryKeyConstraint("trial_id", "step"),
+    ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("study_id", Whole, nullable=False),
+    Column("seq", Whole, nullable=False),
+    Column("kind", Words, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("data", JsonText, nullable=False),
+    PrimaryKeyConstraint("study_id", "seq"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
+    sqlite_with_rowid=False,
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Words, nullable=False),
+    Column("info", JsonText, nullable=False),
+    Column("first_seen", Moment, nullable=False),
+    Column("last_seen", Moment, nullable=False),
+    PrimaryKeyConstraint("name"),
+)

@@ -1,0 +1,80 @@
+"""The documents say what there is: every key, command, option, variable and call."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from hpsearch.cli import app
+from hpsearch.objective import CsvData, NpzData, ParquetData, TrainObjective
+from hpsearch.spec import StageSpec, StudySpec, parse_study
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_the_readmes_study_is_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    assert parse_study(yaml.safe_load(blocks[0])).name == "cifar10-two-layer"
+
+
+def test_every_link_and_picture_of_the_readme_is_there() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys(inner, f"{prefix}{name}.")
+        elif name not in ("data", "kind") or prefix:
+            found.append(prefix + name)
+    return found
+
+
+def test_every_key_of_a_study_is_described() -> None:
+    text = (DOCS / "study.md").read_text()
+    named = [*StudySpec.model_fields, *StageSpec.model_fields, *keys(TrainObjective)]
+    for data in (ParquetData, NpzData, CsvData):
+        named += [f"data.{name}" for name in data.model_fields]
+    for name in named:
+        assert f"`{name}`" in text, name
+
+
+def command_names() -> list[str]:
+    return sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_every_command_with_its_options_and_variables_is_described(name: str) -> None:
+    text = (DOCS / "commands.md").read_text()
+    assert re.search(rf"hpsearch [a-z|\\]*{name}\b", text), name
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option.startswith("--"):
+                assert f"`{option}`" in text, (name, option)
+        if parameter.envvar:
+            assert f"`{parameter.envvar}`" in text, parameter.envvar
+
+
+def test_every_call_is_described() -> None:
+    from hpsearch.coordinator import Coordinator
+    from hpsearch.testing import MemoryStore
+    from hpsearch_api.app import create_app
+
+    text = (DOCS / "http.md").read_text()
+    document = create_app(Coordinator(MemoryStore())).openapi()
+    calls = [f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item]
+    assert len(calls) > 20
+    for call in calls:
+        if "/api/" in call or "z" in call.rsplit("/", 1)[-1]:
+            assert f"`{call}`" in text, call

@@ -1,0 +1,365 @@
+"""The pages in a real Chromium, over a real server whose trials arrive over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+pytestmark = pytest.mark.browser
+
+FLAGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+POINTS = """kind => document.querySelector(`[data-figure=${kind}] .plot-area`)._fullData
+  ?.filter(trace => trace.customdata).reduce((n, trace) => n + trace.x.length, 0) ?? 0"""
+
+
+class Server:
+    """A real ``hpsearch serve`` process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        store = f"sqlite:///{self.folder / 'pages.db'}"
+        command = [sys.executable, "-m", "hpsearch", "serve", "--port", str(self.port), "--store", store]
+        log = (self.folder / "log").open("a")
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        log.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("serving http://"), (self.folder / "log").read_text()
+        self.url = line.split()[1]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/api/v1{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return json.load(response)
+
+    def submit(self, name: str, *, trials: int = 60, notes: str = "") -> None:
+        space = {
+            "lr": {"type": "float", "low": 1e-6, "high": 1e-2, "log": True},
+            "reg": {"type": "float", "low": 1e-5, "high": 1e5, "log": True},
+        }
+        document = {
+            "name": name,
+            "notes": notes,
+            "objective": {"kind": "external"},
+            "metric": {"name": "score", "direction": "maximize"},
+            "space": space,
+            "stages": [{"name": "coarse", "trials": trials, "epochs": 2}],
+        }
+        self.post("/studies", document)
+
+    def lease(self, study: str, n: int) -> list[dict[str, Any]]:
+        leases: list[dict[str, Any]] = []
+        while len(leases) < n:
+            asked = {"worker": "tester", "capacity": n, "study": study, "wait_seconds": 5}
+            leases = self.post("/leases", asked)["leases"]
+        return leases
+
+    def finish(self, leases: list[dict[str, Any]]) -> None:
+        for step in (1, 2):
+            reports = [
+                {"token": lease["token"], "step": step, "metrics": {"score": step * lease["params"]["lr"]}}
+                for lease in leases
+            ]
+            self.post("/leases/report", {"worker": "tester", "reports": reports})
+        results = [{"token": lease["token"], "state": "completed"} for lease in leases]
+        self.post("/leases/finish", {"worker": "tester", "results": results})
+
+    def feed(self, study: str, n: int) -> None:
+        """Lease and finish ``n`` trials."""
+        self.finish(self.lease(study, n))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("pages"))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        installed = [Path("/usr/bin/chromium"), Path(playwright.chromium.executable_path)]
+        found = next((path for path in installed if path.exists()), None)
+        if found is None:
+            pytest.fail("Chromium is missing: `make test` installs it")
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def trouble() -> list[str]:
+    """Console errors that a test expects are removed from here by it."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server, trouble: list[str]) -> Iterator[Page]:
+    """A page that allows no error in its console and no request to a foreign origin."""
+    context = browser.new_context(base_url=server.url, color_scheme="light", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+
+    def watch(url: str) -> None:
+        if not url.startswith((server.url, "data:", "blob:")):
+            trouble.append(f"foreign request: {url}")
+
+    page.on("request", lambda request: watch(request.url))
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    yield page
+    context.close()
+    assert trouble == []
+
+
+def drawn(page: Page, kind: str = "map") -> None:
+    page.wait_for_selector(f"[data-figure={kind}][data-drawn]", state="attached")
+
+
+X_RANGE = "document.querySelector('[data-figure=map] .plot-area')._fullLayout.xaxis.range"
+
+
+def zoom(page: Page) -> list[float]:
+    """Drag a box over the middle of the map; returns the range of x that it leaves."""
+    page.locator("[data-figure=map]").scroll_into_view_if_needed()
+    before = page.evaluate(X_RANGE)
+    box = page.locator("[data-figure=map] .nsewdrag").first.bounding_box()
+    assert box is not None
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    page.mouse.move(x + 0.3 * width, y + 0.2 * height)
+    page.mouse.down()
+    page.mouse.move(x + 0.5 * width, y + 0.5 * height, steps=4)
+    page.mouse.move(x + 0.7 * width, y + 0.6 * height, steps=4)
+    page.mouse.up()
+    page.wait_for_function(f"before => {X_RANGE}[0] > before[0] + 0.5", arg=before)
+    page.wait_for_timeout(400)  # the end of Plotly's transition
+    after: list[float] = page.evaluate(X_RANGE)
+    return after
+
+
+def wait_for_points(page: Page, n: int, kind: str = "map") -> None:
+    page.wait_for_function(f"([kind, n]) => ({POINTS})(kind) === n", arg=[kind, n])
+
+
+@pytest.fixture(scope="module")
+def make_study(server: Server) -> Callable[..., str]:
+    """Submit a study with some finished trials; each call makes another."""
+    made = iter(range(100))
+
+    def make(finished: int = 0, **options: Any) -> str:
+        name = f"study-{next(made)}"
+        server.submit(name, **options)
+        if finished:
+            server.feed(name, finished)
+        return name
+
+    return make
+
+
+def test_points_arrive_without_a_reload(page: Page, server: Server, make_study: Callable[..., str]) -> None:
+    study = make_study(10)
+    page.goto(f"/studies/{study}?state=completed")
+    drawn(page)
+    # Ten trials, and the best three again as stars.
+    wait_for_points(page, 13)
+    expect(page.locator("#progress-text")).to_have_text("10 of 60 trials finished")
+    page.evaluate("window.sameDocument = true")
+    zoomed = zoom(page)
+
+    server.feed(study, 6)
+
+    wait_for_points(page, 19)
+    expect(page.locator("#progress-text")).to_have_text("16 of 60 trials finished")
+    expect(page.locator(".matching")).to_have_text("16 trials")
+    assert page.evaluate("window.sameDocument") is True
+    assert page.evaluate(X_RANGE) == zoomed
+
+
+def test_every_figure_is_drawn_when_it_comes_into_view(page: Page, make_study: Callable[..., str]) -> None:
+    page.goto(f"/studies/{make_study(8)}")
+    for kind, n in (("map", 11), ("axis", 22), ("curves", 16), ("history", 8 + 1)):
+        page.locator(f"[data-figure={kind}]").scroll_into_view_if_needed()
+        drawn(page, kind)
+        if kind != "history":  # its line has a point for each improvement
+            wait_for_points(page, n, kind)
+    page.locator("[data-figure=map]").scroll_into_view_if_needed()
+    page.locator("[data-figure=map] select[data-query=x]").select_option("reg")
+    titles = "(l => [l.xaxis.title.text, l.yaxis.title.text].join())(document.querySelector('.plot-area')._fullLayout)"
+    page.wait_for_function(f"{titles} === 'reg (log scale),lr (log scale)'")  # they change places
+
+
+def test_running_trials_show_and_their_curves_move(page: Page, server: Server, make_study: Callable[..., str]) -> None:
+    study = make_study(4)
+    leases = server.lease(study, 2)
+    page.goto(f"/studies/{study}")
+    drawn(page)
+    wait_for_points(page, 4 + 3 + 2)
+    page.locator("[data-figure=curves]").scroll_into_view_if_needed()
+    wait_for_points(page, 8, "curves")
+    reports = [{"token": lease["token"], "step": 1, "metrics": {"score": 0.5}} for lease in leases]
+    server.post("/leases/report", {"worker": "tester", "reports": reports})
+    wait_for_points(page, 10, "curves")
+    server.finish(leases)
+
+
+def test_the_table_sorts_pages_and_filters_without_a_reload(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(30, trials=30)
+    page.goto(f"/studies/{study}")
+    page.evaluate("window.sameDocument = true")
+    rows = page.locator(".trials tbody tr")
+    expect(rows).to_have_count(25)
+    header = page.get_by_role("columnheader", name="Trial", exact=True)
+    header.get_by_role("link").click()
+    expect(header).to_have_attribute("aria-sort", "descending")
+    expect(rows.first.locator("a")).to_have_text("29")
+    header.get_by_role("link").click()
+    expect(header).to_have_attribute("aria-sort", "ascending")
+    expect(rows.first.locator("a")).to_have_text("0")
+
+    page.get_by_role("link", name="Next").click()
+    expect(rows).to_have_count(5)
+    expect(rows.first.locator("a")).to_have_text("25")
+    page.get_by_role("button", name="Previous").click()
+    expect(rows).to_have_count(25)
+    expect(rows.first.locator("a")).to_have_text("0")
+
+    page.get_by_label("State").select_option("diverged")
+    expect(rows).to_have_text(["No trial matches."])
+    assert "state=diverged" in page.url
+    assert page.evaluate("window.sameDocument") is True
+
+
+def test_a_click_on_a_row_opens_the_trial(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(5)
+    page.goto(f"/studies/{study}?sort=number")
+    page.locator(".trials tbody tr").nth(3).locator("td").nth(4).click()
+    page.wait_for_url(f"**/studies/{study}/trials/3")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Trial 3")
+    expect(page.locator(".params tbody tr")).to_have_count(2)
+    expect(page.get_by_text("tester")).to_be_visible()
+    drawn(page, "curves")
+
+
+def test_the_theme_follows_the_system_and_the_button(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(3)
+    page.goto(f"/studies/{study}")
+    drawn(page)
+    background = "getComputedStyle(document.body).backgroundColor"
+    font = "document.querySelector('[data-figure=map] .plot-area')._fullLayout.font.color"
+    assert (page.evaluate(background), page.evaluate(font)) == ("rgb(246, 247, 249)", "rgb(26, 33, 41)")
+    page.get_by_role("button", name="Dark theme").click()
+    assert page.evaluate(background) == "rgb(15, 19, 24)"
+    page.wait_for_function(f"{font} === 'rgb(230, 234, 240)'")
+    page.reload()
+    assert page.evaluate(background) == "rgb(15, 19, 24)"
+
+
+def test_a_new_study_appears_in_the_list(page: Page, make_study: Callable[..., str]) -> None:
+    page.goto("/")
+    name = make_study()
+    expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+
+
+def test_pause_resume_and_cancel(page: Page, make_study: Callable[..., str]) -> None:
+    page.goto(f"/studies/{make_study(2)}")
+    state = page.locator("#summary .sentence .badge")
+    expect(state).to_have_text("running")
+    page.get_by_role("button", name="Pause").click()
+    expect(state).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(state).to_have_text("running")
+    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(state).to_have_text("running")
+    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("button", name="Cancel the study").click()
+    expect(state).to_have_text("cancelled")
+    expect(page.get_by_role("button", name="Cancel…")).to_be_hidden()
+
+
+def test_what_users_type_is_never_markup(page: Page, make_study: Callable[..., str]) -> None:
+    notes = "<img src=x onerror='window.hacked = true'><b>bold</b>"
+    page.goto(f"/studies/{make_study(notes=notes)}")
+    expect(page.locator(".notes")).to_have_text(notes)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_an_empty_study_says_so(page: Page, make_study: Callable[..., str]) -> None:
+    page.goto(f"/studies/{make_study()}")
+    drawn(page)
+    expect(page.locator("[data-figure=map] .plot-note")).to_have_text("No trial has finished yet.")
+
+
+def test_workers_are_listed(page: Page, make_study: Callable[..., str]) -> None:
+    make_study(1)
+    page.goto("/workers")
+    expect(page.get_by_role("rowheader", name="tester")).to_be_visible()
+
+
+def test_a_phone_scrolls_in_one_direction_only(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(3)
+    page.set_viewport_size({"width": 390, "height": 800})
+    for path in ("/", f"/studies/{study}", f"/studies/{study}/trials/0", "/workers"):
+        page.goto(path)
+        page.wait_for_load_state("load")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, path
+
+
+def test_what_is_not_there_has_a_page(page: Page, trouble: list[str]) -> None:
+    response = page.goto("/studies/nowhere")
+    assert response is not None
+    assert response.status == 404
+    expect(page.get_by_text("there is no study 'nowhere'")).to_be_visible()
+    # The browser itself reports the status of the document.
+    trouble[:] = [text for text in trouble if "404" not in text]
+
+
+def test_a_lost_server_is_said_and_found_again(
+    page: Page, server: Server, make_study: Callable[..., str], trouble: list[str]
+) -> None:
+    study = make_study(3)
+    page.goto(f"/studies/{study}")
+    drawn(page)
+    connection = page.locator("#connection")
+    server.stop()
+    expect(connection).to_have_text("Connection lost, trying again…")
+    server.start()
+    expect(connection).to_have_text("Connected again", timeout=30_000)
+    server.feed(study, 2)
+    expect(page.locator("#progress-text")).to_have_text("5 of 60 trials finished")
+    trouble[:] = [text for text in trouble if "ERR_CONNECTION_REFUSED" not in text and "ERR_INCOMPLETE" not in text]

@@ -1,0 +1,264 @@
+"""Transactions and connections: what they promise, and what goes wrong in the middle of them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, text
+
+from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, StoreFull, StoreUnreachable
+from hpsearch.spec import parse_study
+from hpsearch.store import Store, TrialQuery, WorkerHello
+from hpsearch.study import NewStage, StudyState
+from hpsearch.trial import Report, Result, TrialState
+from hpsearch_storage import open_store
+from hpsearch_storage.engine import Database
+from hpsearch_storage.urls import parse_url
+from stores import DOCUMENT, NOW, TTL, create, sentence
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    return found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+def test_readers_and_the_writer_do_not_wait_for_each_other(tmp_path: Path, sqlite_url: str) -> None:
+    database = Database(parse_url(sqlite_url), patience=timedelta(seconds=0.2))
+    open_store(sqlite_url).close()
+    count = text("SELECT count(*) FROM workers")
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO workers VALUES ('w', '{}', 0, 0)")
+    assert database.read(lambda connection: connection.execute(count).scalar()) == 0
+    with pytest.raises(StoreError) as error:
+        database.write(lambda connection: connection.execute(count))
+    assert "is kept locked by another process" in sentence(error)
+
+    def read_while_other_commits(connection: Connection) -> list[Any]:
+        before = connection.execute(count).scalar()
+        other.execute("COMMIT")
+        return [before, connection.execute(count).scalar()]
+
+    assert database.read(read_while_other_commits) == [0, 0], "a reader keeps its snapshot"
+    assert database.read(lambda connection: connection.execute(count).scalar()) == 1
+    other.close()
+    database.close()
+
+
+def test_settings_of_a_connection(sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    database = Database(parse_url(sqlite_url))
+
+    def settings(connection: Connection) -> list[Any]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only")
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+
+    assert database.write(settings) == ["wal", 2, 1, 30_000, 0]  # synchronous 2 is FULL
+    assert database.read(settings) == ["wal", 2, 1, 30_000, 1]
+    database.close()
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+def test_no_server(postgres_server: str) -> None:
+    host = postgres_server.rpartition("@")[2].partition(":")[0]
+    with pytest.raises(StoreUnreachable) as error:
+        open_store(f"postgresql://u:secret@{host}:1/db?password=secret")
+    assert f"the store postgresql://u:***@{host}:1/db" in sentence(error)
+    assert "refused" in str(error.value)
+    assert "secret" not in str(error.value)
+    with pytest.raises(StoreUnreachable) as error:
+        open_store("postgresql://u:secret@no.such.host.invalid/db")
+    assert "secret" not in sentence(error)
+
+
+def test_unknown_database_and_wrong_password(postgres_server: str) -> None:
+    with pytest.raises(StoreUnreachable) as error:
+        open_store(f"{postgres_server}/nowhere")
+    assert 'database "nowhere" does not exist' in sentence(error)
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS guarded")
+        connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+    where = postgres_server.rpartition("@")[2]
+    with pytest.raises(StoreUnreachable) as error:
+        open_store(f"postgresql://guarded:secret@{where}/postgres")
+    assert 'password authentication failed for user "guarded"' in sentence(error)
+    assert "secret" not in str(error.value)
+    with pytest.raises(StoreUnreachable) as error:
+        open_store(f"postgresql://guarded:right@{where}/postgres")
+    assert "permission denied" in sentence(error)
+    assert "right@" not in str(error.value)
+
+
+def test_a_lost_connection_is_replaced(postgres_url: str) -> None:
+    store = open_store(postgres_url)
+    create(store)
+    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"{end_all} pg_backend_pid()".encode())
+    assert store.study("a").name == "a"
+    store.close()
+
+
+def test_a_connection_lost_in_a_transaction(postgres_url: str) -> None:
+    database = Database(parse_url(postgres_url))
+
+    def work(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO workers VALUES ('w', '{}', 0, 0)"))
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(StoreUnreachable) as error:
+        database.write(work)
+    assert "terminating connection" in sentence(error)
+    assert database.read(lambda c: c.execute(text("SELECT count(*) FROM workers")).scalar()) == 0
+    database.close()
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+def test_contended_transactions_are_tried_again(postgres_url: str, code: str) -> None:
+    database = Database(parse_url(postgres_url))
+    turns: list[int] = []
+
+    def work(connection: Connection) -> str:
+        turns.append(len(turns))
+        connection.execute(text(f"INSERT INTO workers VALUES ('w{len(turns)}', '{{}}', 0, 0)"))
+        if len(turns) < 3:
+            connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$"))
+        return "done"
+
+    assert database.write(work) == "done"
+    assert turns == [0, 1, 2]
+    assert database.read(lambda c: c.scalars(text("SELECT name FROM workers")).all()) == ["w3"]
+    database.close()
+
+
+def test_a_full_server_is_said_to_be_full(postgres_url: str) -> None:
+    database = Database(parse_url(postgres_url))
+    with pytest.raises(StoreFull) as error:
+        database.write(lambda c: c.execute(text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100'; END $$")))
+    assert "free some and try again" in sentence(error)
+    database.close()
+
+
+# -- both ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_ours_undoes_the_transaction(store: Store) -> None:
+    study = create(store)
+    stage = NewStage(study.spec.stages[0], study.spec.space, 5)
+    with pytest.raises(Conflict):
+        store.open_stage(study.id, 1, stage, now=NOW)
+    assert len(store.stages(study.id)) == 1
+    assert store.last_event(study.id) == 2
+
+
+HUGE = 2**70
+BAD_TEXTS = ("nul \0", "half \ud800", "long " * 10_000)
+
+
+def test_nothing_given_makes_the_driver_speak(store: Store) -> None:
+    study = create(store)
+    stage = store.stages(study.id)[0]
+    store.add_trials(stage.id, 0, [{"x": 0.5}] * 2, now=NOW)
+    hello = WorkerHello("w", "s", {})
+    token = store.lease(hello, 1, now=NOW, ttl=TTL, study="a")[0].token
+
+    def with_text(bad: str) -> list[Callable[[], object]]:
+        return [
+            lambda: store.study(bad),
+            lambda: store.trials(study.id, TrialQuery(stage=bad)),
+            lambda: store.trials(study.id, TrialQuery(sort=bad)),
+            lambda: store.trials(study.id, TrialQuery(sort=f"params.{bad}")),
+            lambda: store.trials(study.id, TrialQuery(after=bad)),
+            lambda: store.studies(limit=1, after=bad),
+            lambda: store.lease(WorkerHello(bad, "s", {}), 1, now=NOW, ttl=TTL),
+            lambda: store.lease(WorkerHello("v", bad, {bad: bad}), 1, now=NOW, ttl=TTL),
+            lambda: store.lease(hello, 1, now=NOW, ttl=TTL, study=bad),
+            lambda: store.lease(hello, 1, now=NOW, ttl=TTL, kinds=[bad]),
+            lambda: store.stages_with_room(study=bad, kinds=[bad]),
+            lambda: store.report(bad, [Report(bad)], now=NOW, ttl=TTL),
+            lambda: store.report("w", [Report(token, 1, {bad: 1.0})], now=NOW, ttl=TTL),
+            lambda: store.finish("w", [Result(bad, TrialState.FAILED)], now=NOW),
+            lambda: store.release("w", [bad], now=NOW),
+            lambda: store.add_trials(stage.id, 2, [{"x": bad}], now=NOW),
+            lambda: store.add_finished(stage.id, [({bad: 1}, TrialState.FAILED, None)], now=NOW),
+            lambda: store.set_state(study.id, StudyState.PAUSED, reason=bad, now=NOW),
+            lambda: create(store, name="b", notes="").name + bad,
+        ]
+
+    def with_number(big: int) -> list[Callable[[], object]]:
+        return [
+            lambda: store.trial(big, 0),
+            lambda: store.trial(study.id, big),
+            lambda: store.stages(big),
+            lambda: store.metrics(study.id, [big]),
+            lambda: store.events(study.id, after=big, limit=1),
+            lambda: store.events(study.id, after=0, limit=big),
+            lambda: store.trials(study.id, TrialQuery(limit=big)),
+            lambda: store.studies(limit=big),
+            lambda: store.lease(hello, big, now=NOW, ttl=TTL, study="a"),
+            lambda: store.report("w", [Report(token, big)], now=NOW, ttl=TTL),
+            lambda: store.report("w", [Report(token, 1, {"loss": big})], now=NOW, ttl=TTL),
+            lambda: store.add_trials(big, 0, [{"x": 1}], now=NOW),
+            lambda: store.add_trials(stage.id, 2, [{"x": big}], now=NOW),
+            lambda: store.add_finished(stage.id, [({"x": 1}, TrialState.COMPLETED, big)], now=NOW),
+            lambda: store.set_state(big, StudyState.PAUSED, now=NOW),
+            lambda: store.delete_study(big),
+            lambda: store.stages_to_settle(max_failures=big),
+            lambda: store.reap(now=NOW, max_lost=big),
+        ]
+
+    calls = [call for bad in BAD_TEXTS for call in with_text(bad)]
+    calls += [call for big in (HUGE, -HUGE, 2**63, 10**400) for call in with_number(big)]
+    refused = [error for call in calls if (error := refusal(call)) is not None]
+    assert len(refused) > 50
+    assert [error for error in refused if isinstance(error, StoreError)] == []
+    assert store.study("a").id == study.id
+
+
+def refusal(call: Callable[[], object]) -> HpsearchError | None:
+    try:
+        call()
+    except HpsearchError as error:
+        return error
+    return None
+
+
+def test_naive_times_are_refused(store: Store) -> None:
+    with pytest.raises(InvalidInput, match="no time zone"):
+        store.reap(now=datetime(2026, 1, 1), max_lost=1)
+
+
+def test_times_to_the_microsecond_in_any_zone(store: Store) -> None:
+    moment = datetime.fromisoformat("2038-01-19T08:44:08.123457+05:30")
+    spec = parse_study(DOCUMENT)
+    study, _ = store.create_study(spec, NewStage(spec.stages[0], spec.space, 1), now=moment)
+    assert study.created_at == moment
+    assert store.study("a").created_at.isoformat() == "2038-01-19T03:14:08.123457+00:00"
+
+
+def test_more_threads_than_connections(store: Store) -> None:
+    create(store)
+    seen: list[str] = []
+    threads = [threading.Thread(target=lambda: seen.append(store.study("a").name)) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["a"] * 40
