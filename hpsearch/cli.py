@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ def run(
     from hpsearch.worker.supervisor import Supervisor
 
     _log(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     study_spec = load_study(spec)
     serving, listen = _server_parts()
     supervisor = None
