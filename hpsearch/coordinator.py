@@ -161,7 +161,9 @@ class Coordinator:
         return [self._assignment(lease) for lease in leases]
 
     def _lease(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> list[Lease]:
-        return self.store.lease(worker, capacity, now=self.clock(), ttl=self.lease_ttl, study=study, kinds=kinds)
+        return self.store.lease(
+            worker, capacity, now=self.clock(), ttl=self.lease_ttl, study=study, kinds=kinds, max_lost=MAX_LOST
+        )
 
     def _create_trials(self, wanted: int, study: str | None, kinds: list[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""

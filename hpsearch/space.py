@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hpsearch.document import Document, Text
+from hpsearch.document import Document, StorableText, Text
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-Scalar = bool | int | float | str | None
+Scalar = bool | int | float | StorableText | None
 Choice = Scalar | list[Scalar]
 Value = Choice
 """A value of a parameter: a number, a choice, or a list of scalars as a choice (``model.hidden``)."""
@@ -107,8 +107,11 @@ class CategoricalParam(Document):
     def _check(cls, choices: list[Choice]) -> list[Choice]:
         seen: list[tuple[type, Choice]] = []
         for choice in choices:
-            if isinstance(choice, float) and not math.isfinite(choice):
-                raise PydanticCustomError("choice", "{choice} is not a finite number", {"choice": str(choice)})
+            for part in choice if isinstance(choice, list) else [choice]:
+                if isinstance(part, float) and not math.isfinite(part):
+                    raise PydanticCustomError("choice", "{choice} is not a finite number", {"choice": str(part)})
+                if isinstance(part, int) and abs(part) > MAX_INT:
+                    raise PydanticCustomError("choice", "{choice} is beyond 2^53", {"choice": str(part)[:40]})
             key = (bool if isinstance(choice, bool) else object, choice)  # True and 1 are two choices
             if key in seen:
                 raise PydanticCustomError(

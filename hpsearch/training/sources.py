@@ -43,10 +43,10 @@ def _npz(data: NpzData) -> Samples:
     path = existing(data.path)
     not_npz = f"{data.path} is not an NPZ archive: write one with numpy.savez(path, x=…, y=…)"
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(not_npz)
-        with archive:
+        with path.open("rb") as file:  # not left to NumPy, which forgets to close what is no archive
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(not_npz)
             x, y = (_member(archive, name, data) for name in (data.x, data.y))
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{not_npz} ({error})") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
 from hpsearch.trial import Attempt, AttemptState
 from hpsearch_storage import tables, trials
@@ -81,10 +81,11 @@ def _rows(connection: Connection, *conditions: ColumnElement[bool], lock: bool =
     query = select(*(_attempts[name] for name in _FIELDS)).where(*conditions).order_by(_attempts.id)
     if lock:
         query = query.with_for_update(key_share=True)
-    rows: Sequence[Row[*tuple[Any, ...]]] = connection.execute(query).all()
+    rows = connection.execute(query).all()
     # Two steps, not a join: with old statistics PostgreSQL would read all trials for a handful of tokens.
     found = trials.by_ids(connection, [row.trial_id for row in rows])
-    return [AttemptRow(*row, trial=found[row.trial_id]) for row in rows if row.trial_id in found]
+    values: list[list[Any]] = [[*row, found[row.trial_id]] for row in rows if row.trial_id in found]
+    return [AttemptRow(*each) for each in values]
 
 
 def of_trial(connection: Connection, study_id: int, number: int) -> list[Attempt]:

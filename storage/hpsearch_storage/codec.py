@@ -72,7 +72,7 @@ def encode_metrics(values: dict[str, float]) -> str:
 
 def decode_metrics(text: str) -> dict[str, float]:
     """What :func:`encode_metrics` was given, to the bit."""
-    return {n: _NON_FINITE[v] if isinstance(v, str) else float(v) for n, v in json.loads(text).items()}
+    return {n: _NON_FINITE[v] if isinstance(v, str) else v for n, v in json.loads(text).items()}
 
 
 def encode_study(spec: StudySpec) -> str:

@@ -118,7 +118,9 @@ def test_seeds_for_training_are_fresh_for_every_trial_and_shared_for_data() -> N
 def params(draw: st.DrawFn) -> Param:
     kind = draw(st.sampled_from(["float", "log", "step", "int", "int_log", "int_step", "categorical"]))
     if kind == "categorical":
-        return CategoricalParam(type="categorical", choices=draw(st.lists(st.integers(), min_size=1, unique=True)))
+        return CategoricalParam(
+            type="categorical", choices=draw(st.lists(st.integers(-(2**53), 2**53), min_size=1, unique=True))
+        )
     if kind in ("int", "int_log", "int_step"):
         low = draw(st.integers(1 if kind == "int_log" else -(2**53), 2**53 - 1))
         high = draw(st.integers(low + 1, 2**53))

@@ -223,7 +223,7 @@ def test_a_diverged_member_says_why_and_leaves(digits: Dataset) -> None:
 
 
 def test_a_loss_over_three_times_its_start_is_diverged(digits: Dataset) -> None:
-    o = objective(optimizer={"lr": 0.3, "momentum": 0.0})
+    o = objective(optimizer={"lr": 1.0, "momentum": 0.0})
     (result,) = Pack([Member(o, 0)], digits, data_seed=0, epochs=1).train_epoch()
     assert math.isfinite(result.metrics["train_loss"])
     assert result.diverged is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from hpsearch.store import Store
+from hpsearch.store import Store, WorkerHello
 from hpsearch.study import StudyState
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello, new_stage
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
@@ -219,6 +219,10 @@ class Leases(Base):
         first, second = store.workers()
         assert (first.name, first.first_seen, first.last_seen) == ("w1", T0, T0 + 2 * SECOND)
         assert second.n_leases == 0
+        self.lease(store, 1, WorkerHello("w2", "s1", {"host": "there"}), now=T0 + 3 * SECOND, study="nobody")
+        first, _ = store.workers()
+        assert (first.name, first.info, first.last_seen) == ("w2", {"host": "there"}, T0 + 3 * SECOND)
+        assert first.first_seen == T0 + SECOND
 
     def test_the_worker_alone_is_not_enough(self, store: Store) -> None:
         self.create(store, queued=1)
