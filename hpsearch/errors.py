@@ -13,7 +13,8 @@ HpsearchError
 ├── ServerError             the HTTP server, seen from a client
 │   ├── ServerUnreachable   it does not answer
 │   └── ServerRefused       it answered with a problem
-└── TrialStopped            raised inside an objective when its trial is to stop
+├── TrialStopped            raised inside an objective when its trial is to stop
+└── Interrupted             training was told to stop in mid-epoch
 """
 
 from __future__ import annotations
@@ -135,3 +136,7 @@ class TrialStopped(HpsearchError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class Interrupted(HpsearchError):
+    """Training was told to stop in mid-epoch. The pack is of no further use: its trials start anew elsewhere."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import Interrupted
 from hpsearch.objective import TrainObjective
 from hpsearch.training.data import Dataset
 from hpsearch.training.losses import softmax_cross_entropy
@@ -21,10 +21,6 @@ EXPLODED = 3.0
 
 EVALUATION_NUMBERS = 1_000_000
 """About so many activations of the widest layer at a time when the validation split is evaluated."""
-
-
-class Interrupted(HpsearchError):
-    """``should_stop`` said so in mid-epoch. The pack is of no further use: its trials start anew elsewhere."""
 
 
 @dataclass(frozen=True)
