@@ -4,7 +4,8 @@
 The library never sets torch's threads or modes: the worker that calls it does.
 """
 
+from hpsearch.errors import Interrupted
 from hpsearch.training.data import Dataset, load_dataset
-from hpsearch.training.pack import EpochResult, Interrupted, Member, Pack, shape_key
+from hpsearch.training.pack import EpochResult, Member, Pack, shape_key
 
 __all__ = ["Dataset", "EpochResult", "Interrupted", "Member", "Pack", "load_dataset", "shape_key"]
