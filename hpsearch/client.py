@@ -106,6 +106,12 @@ class StudyHandle:
         flags: list[dict[str, Any]] = self.read()["flags"]
         return flags
 
+    @property
+    def preflight(self) -> list[dict[str, Any]]:
+        """The checks that ran before the first stage: ``{name, status, message, numbers}``."""
+        checks: list[dict[str, Any]] = self._connection.call("GET", f"{self._path}/preflight")["items"]
+        return checks
+
     def wait(
         self,
         *,
@@ -132,6 +138,8 @@ class StudyHandle:
                 on_progress(document)
             if document["state"] == "failed":
                 raise HpsearchError(f"the study {self.name!r} failed: {document['reason']}")
+            if document["state"] == "preflight" and document["preflight"] == "failed":
+                raise HpsearchError(f"the study {self.name!r} is held: {document['reason']}; resume() overrides that")
             if document["state"] in FINAL:
                 return self
             if deadline is not None and time.monotonic() > deadline:

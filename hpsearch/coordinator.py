@@ -6,12 +6,14 @@ A coordinator keeps no state of its own but a cache of immutable specs, so any n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from hpsearch.errors import Conflict, Fault, InvalidSpec
 from hpsearch.insight import Insights
+from hpsearch.objective import TrainObjective
 from hpsearch.search.ranking import finalist_params
 from hpsearch.search.refining import difference, narrow
 from hpsearch.search.sampling import data_seed, sample, training_seed
@@ -19,12 +21,15 @@ from hpsearch.space import Params, check_params
 from hpsearch.spec import StageSpec, StudySpec
 from hpsearch.store import Store, TrialQuery, WorkerHello, all_trials
 from hpsearch.study import NewStage, Stage, StageState, Study, StudyState
-from hpsearch.trial import Decision, Lease, Outcome, Report, Result, TrialState
+from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
+from hpsearch.verdicts import judge
 
 QUEUE_AHEAD = 64
 """At least so many trials are created at a time, if the stage has room."""
 MAX_FAILURES = 3
 """A stage whose first trials all fail, so many of them, ends its study: the fault lies in the set-up."""
+PREFLIGHT_TTL = timedelta(seconds=60)
+"""How long a worker has to run the checks of a study before another may."""
 MAX_LOST = 3
 """A trial that lost so many workers is failed: it probably kills them."""
 
@@ -81,7 +86,13 @@ class Coordinator:
         """Create a study, or find the one that an equal request created. See :meth:`Store.create_study`."""
         first = spec.stages[0]
         stage = NewStage(spec=first, space=spec.space, n_trials=first.n_trials)
-        study, created = self.store.create_study(spec, stage, now=self.clock(), idempotency_key=idempotency_key)
+        study, created = self.store.create_study(
+            spec,
+            stage,
+            now=self.clock(),
+            idempotency_key=idempotency_key,
+            preflight=spec.preflight and isinstance(spec.objective, TrainObjective),
+        )
         if created:
             self._changed()
         return study, created
@@ -153,12 +164,24 @@ class Coordinator:
         if study is not None:
             self.store.study(study)
         wanted = None if kinds is None else sorted(set(kinds))
+        share = self._fair_share(worker, capacity, study, wanted) if capacity > 1 else 1
+        if share < capacity:
+            held = self._lease(worker, capacity, study, [])
+            if held:
+                return [self._assignment(lease) for lease in held]
+            capacity = share
         leases = self._lease(worker, capacity, study, wanted)
         while len(leases) < capacity and self._create_trials(capacity - len(leases), study, wanted):
             leases = self._lease(worker, capacity, study, wanted)
         if leases:
             self._changed()
         return [self._assignment(lease) for lease in leases]
+
+    def _fair_share(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> int:
+        """How many trials this worker may take so that all who wait get as many: a wide pack must idle nobody."""
+        since = self.clock() - 2 * self.lease_ttl
+        waiting, others = self.store.demand(worker.name, since=since, study=study, kinds=kinds)
+        return min(capacity, max(1, -(-waiting // (others + 1))))
 
     def _lease(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> list[Lease]:
         return self.store.lease(
@@ -204,10 +227,34 @@ class Coordinator:
 
     def finish(self, worker: str, results: Sequence[Result]) -> list[Outcome]:
         """End trials, and whatever ends with them. See :meth:`Store.finish`."""
-        outcomes = self.store.finish(worker, results, now=self.clock())
+        held = self.store.held([result.token for result in results])
+        judged = [self._judged(result, held.get(result.token)) for result in results]
+        outcomes = self.store.finish(worker, judged, now=self.clock())
         self.settle()
         self._changed()
         return outcomes
+
+    def _judged(self, result: Result, held: HeldTrial | None) -> Result:
+        if held is None:
+            return result
+        metric = self._spec(held.study, held.study_id).metric
+        verdicts = judge(held.steps, state=result.state, metric=metric.name, direction=metric.direction)
+        return replace(result, verdicts=tuple(asdict(verdict) for verdict in verdicts))
+
+    # -- preflight ----------------------------------------------------------------------------------------------
+
+    def claim_preflight(self, worker: str) -> tuple[Study, str] | None:
+        """A study whose checks this worker is to run, and the token to finish them with; None if there is none."""
+        return self.store.claim_preflight(worker, now=self.clock(), ttl=PREFLIGHT_TTL)
+
+    def finish_preflight(self, name: str, token: str, checks: Sequence[dict[str, Any]]) -> bool:
+        """Keep the checks of a study, and start it unless one failed. False if the token gives no right."""
+        failed = [f"{check['name']}: {check['message']}" for check in checks if check["status"] == "fail"]
+        failure = f"preflight failed: {'; '.join(failed)}" if failed else None
+        study = self.store.study(name)
+        accepted = self.store.finish_preflight(study.id, token, checks, failure=failure, now=self.clock())
+        self._changed()
+        return accepted
 
     def release(self, worker: str, tokens: Sequence[str]) -> list[Outcome]:
         """See :meth:`Store.release`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -85,6 +86,28 @@ def flag_lines(flags: list[dict[str, Any]]) -> list[str]:
     return [f"[yellow]⚑[/] {f['level']}, stage {escape(f['stage'])}: {escape(f['message'])}" for f in flags]
 
 
+_MARKS = {"pass": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+
+
+def check_lines(checks: list[dict[str, Any]]) -> list[str]:
+    """The checks before the first stage: those that passed in one line, the others one by one."""
+    if not checks:
+        return []
+    passed = [escape(check["name"]) for check in checks if check["status"] == "pass"]
+    lines = [f"preflight {_MARKS['pass']} {', '.join(passed)}"] if passed else []
+    rest = [check for check in checks if check["status"] != "pass"]
+    return lines + [
+        f"preflight {_MARKS[check['status']]} {escape(check['name'])}: {escape(check['message'])}" for check in rest
+    ]
+
+
+def verdict_line(verdicts: Counter[str]) -> str:
+    """How often each verdict was given."""
+    if not verdicts:
+        return "no verdicts"
+    return "verdicts: " + ", ".join(f"{n} {escape(name)}" for name, n in verdicts.most_common())
+
+
 def best_lines(study: dict[str, Any]) -> list[str]:
     """The winner in words."""
     best, metric = study["best"], study["spec"]["metric"]["name"]
@@ -152,7 +175,8 @@ class LiveProgress:
 def replay_table(replayed: dict[str, Any]) -> Table:
     """A row per epoch: what was recorded, and what the same trial gave again."""
     table = Table(box=None, header_style="bold", pad_edge=False, title=params(replayed["params"]), title_justify="left")
-    names = sorted(replayed["steps"][0]["replayed"]) if replayed["steps"] else []
+    every = sorted(replayed["steps"][0]["replayed"]) if replayed["steps"] else []
+    names = [name for name in every if not name.endswith("_std") and "/" not in name]
     for name in ("epoch", *names):
         table.add_column(name, justify="right")
     for step in replayed["steps"]:

@@ -14,6 +14,7 @@ HpsearchError
 │   ├── ServerUnreachable   it does not answer
 │   └── ServerRefused       it answered with a problem
 ├── TrialStopped            raised inside an objective when its trial is to stop
+├── OutOfMemory             a pack does not fit into its device
 └── Interrupted             training was told to stop in mid-epoch
 """
 
@@ -136,6 +137,15 @@ class TrialStopped(HpsearchError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class OutOfMemory(HpsearchError):
+    """A pack does not fit into the memory of its device: train its members in narrower ones."""
+
+    def __init__(self, n_members: int, device: str) -> None:
+        self.n_members = n_members
+        trials = "one trial does" if n_members == 1 else f"a pack of {n_members} trials does"
+        super().__init__(f"{trials} not fit into the memory of {device}")
 
 
 class Interrupted(HpsearchError):

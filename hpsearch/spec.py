@@ -10,7 +10,16 @@ from pydantic_core import PydanticCustomError
 
 from hpsearch.document import Document, StorableText, Text, check_size, faults_of, parse_yaml, unknown
 from hpsearch.errors import Fault, InvalidInput, InvalidSpec
-from hpsearch.objective import ALIASES, TRAIN_METRICS, Objective, TrainObjective, searchable_paths, set_params
+from hpsearch.objective import (
+    ALIASES,
+    Objective,
+    TaskObjective,
+    Trained,
+    TrainObjective,
+    is_own,
+    searchable_paths,
+    train_metrics,
+)
 from hpsearch.space import MAX_INT, Space
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -24,13 +33,18 @@ class Metric(Document):
 
 
 class StageSpec(Document):
-    """One pass: ``trials`` sampled from its space, or the parent's ``top`` trials with ``seeds`` fresh seeds each."""
+    """One pass: ``trials`` sampled from its space, or the parent's ``top`` trials with ``seeds`` fresh seeds each.
+
+    ``folds``: each trial is trained once per fold of a stratified cross-validation. ``seeds`` of sampled trials: each
+    is trained so many times with other initial weights. Its metrics are the means over all of these.
+    """
 
     name: Annotated[str, Field(pattern=STUDY_NAME, max_length=50)]
     trials: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     top: Annotated[int, Field(ge=1, le=1000)] | None = None
     seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
     sampler: Literal["random"] = "random"
     early_stopping: Literal["none"] = "none"
     on_border: Literal["flag"] = "flag"
@@ -44,8 +58,6 @@ class StageSpec(Document):
             )
         if self.trials is not None and self.top is not None:
             raise _fault(f"the stage {self.name!r} has both trials and top: give one of them")
-        if self.seeds is not None and self.top is None:
-            raise _fault(f"the stage {self.name!r} has seeds but not top: seeds repeats the parent's top trials")
         return self
 
     @property
@@ -57,6 +69,11 @@ class StageSpec(Document):
     def n_seeds(self) -> int:
         """How many times each finalist is trained in a stage with ``top``; 3 by default."""
         return self.seeds or 3
+
+    @property
+    def n_repeats(self) -> int:
+        """How many times one trial is trained with fresh seeds, within the trial; 1 in a stage with ``top``."""
+        return self.seeds or 1 if self.top is None else 1
 
     @property
     def n_epochs(self) -> int:
@@ -75,6 +92,8 @@ class StudySpec(Document):
     space: Annotated[Space, Field(min_length=1, max_length=100)]
     stages: Annotated[list[StageSpec], Field(min_length=1, max_length=20)]
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    preflight: bool = True
+    """Whether ``kind: train`` is checked before it spends anything."""
 
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
@@ -85,20 +104,26 @@ class StudySpec(Document):
         if self.stages[0].top is not None:
             raise _fault("the first stage has no parent to take the top trials of: give trials", "stages.0.top")
         if isinstance(self.objective, TrainObjective):
-            self._check_train(self.objective)
+            self._check_metric(self.objective)
+        if isinstance(self.objective, TrainObjective | TaskObjective):
+            self._check_trained(self.objective)
         return self
 
-    def _check_train(self, objective: TrainObjective) -> None:
-        if self.metric.name not in TRAIN_METRICS:
-            text = unknown(self.metric.name, list(TRAIN_METRICS), what="metric")
+    def _check_metric(self, objective: TrainObjective) -> None:
+        metrics = train_metrics(objective)
+        if self.metric.name not in metrics:
+            text = unknown(self.metric.name, list(metrics), what="metric")
             raise _fault(f"the objective never reports it: {text}", "metric.name")
+
+    def _check_trained(self, objective: Trained) -> None:
         for i, stage in enumerate(self.stages):
             if stage.epochs is None:
                 raise _fault(f"the stage {stage.name!r} has no budget of epochs: give epochs", f"stages.{i}.epochs")
+            self._check_schedule(objective, stage.epochs, i)
         paths: dict[str, str] = {}
         known = searchable_paths(objective)
         for name, param in self.space.items():
-            if name not in known:
+            if name not in known and not (isinstance(objective, TaskObjective) and is_own(name)):
                 raise _fault(unknown(name, known, what="parameter"), f"space.{name}")
             path = ALIASES.get(name, name)
             if path in paths:
@@ -106,11 +131,21 @@ class StudySpec(Document):
             paths[path] = name
             for value in param.extremes():
                 try:
-                    TrainObjective.model_validate(set_params(objective.model_dump(), {name: value}))
+                    objective.with_params({name: value})
                 except ValidationError as error:
                     raise _fault(
                         f"{value!r} does not fit {path}: {error.errors()[0]['msg']}", f"space.{name}"
                     ) from None
+
+    @staticmethod
+    def _check_schedule(objective: Trained, epochs: int, stage: int) -> None:
+        schedule = objective.optimizer.schedule
+        for name, length in (("warmup_epochs", schedule.warmup_epochs), ("step_epochs", schedule.step_epochs)):
+            if length > epochs and not (name == "step_epochs" and schedule.kind != "step"):
+                raise _fault(
+                    f"{name} {length:g} of the schedule is longer than the {epochs} epochs of the stage: shorten it",
+                    f"stages.{stage}.epochs",
+                )
 
 
 def _fault(text: str, loc: str = "") -> PydanticCustomError:

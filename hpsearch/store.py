@@ -12,10 +12,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.study import Event, NewStage, Stage, Study, StudyState, Worker
+from hpsearch.study import Event, NewStage, Preflight, Stage, Study, StudyState, Worker
 from hpsearch.trial import (
     Attempt,
     Decision,
+    HeldTrial,
     Lease,
     Outcome,
     Report,
@@ -37,6 +38,7 @@ class TrialQuery:
 
     Attributes:
         states: only these; empty means all.
+        verdict: only trials that have this verdict, by its name.
         sort: one of :data:`SORT_KEYS` or ``params.NAME``, with ``-`` in front for falling order. Trials without
             the key come last either way; ties go by number.
         limit: page size, at least 1.
@@ -45,6 +47,7 @@ class TrialQuery:
 
     stage: str | None = None
     states: tuple[TrialState, ...] = ()
+    verdict: str | None = None
     sort: str = "number"
     limit: int = 100
     after: str | None = None
@@ -87,15 +90,23 @@ class Store(Protocol):
 
     Events (kind → data): ``study`` → ``{state, reason}``; ``stage`` → ``{stage, index, state, n_trials}``;
     ``trial`` → ``{number, stage, state, value, step, params, reason}`` on every change of a trial's state
-    (not on its creation in state queued).
+    (not on its creation in state queued); ``test`` → the one reading of the test split.
     """
 
     # -- studies ----------------------------------------------------------------------------------------------
 
     def create_study(
-        self, spec: StudySpec, stage: NewStage, *, now: datetime, idempotency_key: str | None = None
+        self,
+        spec: StudySpec,
+        stage: NewStage,
+        *,
+        now: datetime,
+        idempotency_key: str | None = None,
+        preflight: bool = False,
     ) -> tuple[Study, bool]:
-        """Create a running study with its first stage, or find the one that the same request created before.
+        """Create a study with its first stage, or find the one that the same request created before.
+
+        It is running, or with ``preflight`` in state preflight, its checks waiting for a worker.
 
         Returns:
             the study, and whether this call created it. A study of the same name and an equal spec, or one
@@ -118,15 +129,39 @@ class Store(Protocol):
         """Move a study to a state; moving it to the state it has changes nothing.
 
         A final state ends what is open: queued and running trials become cancelled, their attempts too, and the
-        running stage becomes completed (if the study did) or cancelled.
+        running stage becomes completed (if the study did) or cancelled. Running after preflight overrides the checks.
 
         Raises:
-            Conflict: the study has ended; a final state is never left.
+            Conflict: the study has ended (a final state is never left), or is to pause in preflight.
         """
         ...
 
     def delete_study(self, study_id: int) -> None:
         """Remove a study and all that belongs to it."""
+        ...
+
+    # -- preflight --------------------------------------------------------------------------------------------
+
+    def preflight(self, study_id: int) -> Preflight:
+        """The checks of a study and where they stand."""
+        ...
+
+    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+        """Give the checks of one study to a worker: the oldest whose checks wait, or whose worker's time is over.
+
+        Returns:
+            the study and the token to finish with, or None if there is nothing to check.
+        """
+        ...
+
+    def finish_preflight(
+        self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime
+    ) -> bool:
+        """Keep the checks; start the study if none failed, else hold it with ``failure`` as its reason.
+
+        Returns:
+            False, changing nothing, if the token gives no right (any more). Repeating it is harmless.
+        """
         ...
 
     # -- stages -----------------------------------------------------------------------------------------------
@@ -150,6 +185,15 @@ class Store(Protocol):
         """Running stages of running studies that have planned trials not yet created.
 
         Studies are chosen as :meth:`lease` chooses them, and come in the same order.
+        """
+        ...
+
+    def demand(
+        self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
+    ) -> tuple[int, int]:
+        """How many trials wait to be leased, those not created yet included, and how many other workers wait.
+
+        Studies are chosen as :meth:`lease` chooses them; a worker waits if it was heard of since and holds nothing.
         """
         ...
 
@@ -226,6 +270,10 @@ class Store(Protocol):
         """
         ...
 
+    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
+        """Token → trial with its metrics, of the leases that hold."""
+        ...
+
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """End trials.
 
@@ -245,6 +293,20 @@ class Store(Protocol):
 
         Returns:
             the ids of the studies touched.
+        """
+        ...
+
+    # -- the test split ---------------------------------------------------------------------------------------
+
+    def test_reading(self, study_id: int) -> dict[str, Any] | None:
+        """What the one reading of the test split came to, None before it."""
+        ...
+
+    def log_test(self, study_id: int, reading: dict[str, Any], *, now: datetime) -> dict[str, Any]:
+        """Log the one reading of the test split (event ``test``); a later one changes nothing.
+
+        Returns:
+            the reading that counts: the first.
         """
         ...
 

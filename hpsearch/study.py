@@ -29,6 +29,35 @@ class StudyState(StrEnum):
         return self in (StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED)
 
 
+class PreflightStatus(StrEnum):
+    """Where the checks before a study's first stage stand."""
+
+    SKIPPED = "skipped"
+    WAITING = "waiting"
+    RUNNING = "running"
+    PASSED = "passed"
+    FAILED = "failed"
+    """A check failed: the study is held until its user overrides that, or submits another."""
+    OVERRIDDEN = "overridden"
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The checks before a study's first stage spends anything.
+
+    Attributes:
+        checks: each ``{name, status, message, numbers}``; empty before they have run.
+        worker: who runs or ran them.
+        token, expires_at: of the worker's right to run them.
+    """
+
+    status: PreflightStatus
+    checks: tuple[dict[str, Any], ...] = ()
+    worker: str | None = None
+    token: str | None = None
+    expires_at: datetime | None = None
+
+
 class StageState(StrEnum):
     """Where a stage stands."""
 

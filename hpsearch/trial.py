@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from hpsearch.space import Params
 
@@ -54,6 +55,7 @@ class Trial:
         value: the metric at the last step of a completed or pruned trial, else None; always finite.
         step: the last step reported, 0 before the first.
         worker: who holds or held its last attempt.
+        verdicts: what its curves show, each ``{name, epoch, evidence, advice}``; see :mod:`hpsearch.verdicts`.
     """
 
     number: int
@@ -68,6 +70,7 @@ class Trial:
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    verdicts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +141,26 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a trial ended. ``value`` None: the metric of the last report is taken."""
+    """How a trial ended. ``value`` None: the metric of the last report is taken.
+
+    ``verdicts`` are the server's, kept with the trial.
+    """
 
     token: str
     state: TrialState
     value: float | None = None
     reason: str | None = None
+    verdicts: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTrial:
+    """A trial whose lease holds, with all that it reported so far."""
+
+    study_id: int
+    study: str
+    trial: int
+    steps: tuple[StepMetrics, ...]
 
 
 @dataclass(frozen=True, slots=True)

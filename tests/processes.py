@@ -109,8 +109,8 @@ class House:
         self.clients.append(client)
         return process, client
 
-    def worker(self, client: Client, name: str, *arguments: str) -> Process:
-        return self.run("worker", "--server", client.server, "--name", name, *arguments)
+    def worker(self, client: Client, name: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
+        return self.run("worker", "--server", client.server, "--name", name, *arguments, env=env)
 
     def close(self) -> None:
         for client in self.clients:

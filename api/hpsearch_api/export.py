@@ -16,7 +16,19 @@ from hpsearch.trial import Trial
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 PAGE = 5000
-FIELDS = ("number", "stage", "state", "value", "step", "reason", "n_attempts", "worker", "started_at", "ended_at")
+FIELDS = (
+    "number",
+    "stage",
+    "state",
+    "value",
+    "step",
+    "reason",
+    "n_attempts",
+    "worker",
+    "started_at",
+    "ended_at",
+    "verdicts",
+)
 """Columns beside one ``params.NAME`` for each parameter."""
 
 
@@ -63,7 +75,13 @@ def _pages(store: Store, study: Study, query: TrialQuery) -> Iterator[list[Trial
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return _names(value)
     return str(value) if isinstance(value, str) else value  # an enum's name
+
+
+def _names(verdicts: tuple[dict[str, Any], ...]) -> str:
+    return " ".join(verdict["name"] for verdict in verdicts)
 
 
 def _text(value: Any) -> str | None:
@@ -75,6 +93,8 @@ def _cell(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, list):
         return json.dumps(value)
+    if isinstance(value, tuple):
+        return _names(value)
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return "'" + value
     return value

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from hpsearch.document import Document, StorableText, Text
 from hpsearch.space import MAX_INT, Value
-from hpsearch.study import StageState, StudyState
+from hpsearch.study import PreflightStatus, StageState, StudyState
 from hpsearch.trial import Action, AttemptState, TrialState
 
 T = TypeVar("T")
@@ -120,6 +120,7 @@ class StudyView(View):
     best: BestView | None
     flags: list[FlagView]
     progress: ProgressView
+    preflight: PreflightStatus
     eta_seconds: float | None
     created_at: datetime
     ended_at: datetime | None
@@ -138,6 +139,31 @@ class AttemptView(View):
     reason: str | None
 
 
+class VerdictView(View):
+    """What a trial's curves show."""
+
+    name: str
+    epoch: int | None
+    evidence: dict[str, Number]
+    advice: str
+
+
+class CheckView(View):
+    """One check before a study's first stage."""
+
+    name: str
+    status: Literal["pass", "warn", "fail"]
+    message: str
+    numbers: dict[str, Number]
+
+
+class PreflightView(Items[CheckView]):
+    """The checks of a study, and where they stand."""
+
+    status: PreflightStatus
+    worker: str | None
+
+
 class TrialView(View):
     """One configuration trained once."""
 
@@ -147,7 +173,7 @@ class TrialView(View):
     params: dict[str, Value]
     value: Number | None
     step: int
-    verdicts: list[str]
+    verdicts: list[VerdictView]
     reason: str | None
     n_attempts: int
     worker: str | None
@@ -228,6 +254,8 @@ class LeaseView(View):
     expires_at: datetime
     params: dict[str, Value]
     epochs: int
+    folds: int | None
+    seeds: int
     seed: int
     resume_from: str | None = None
     objective: dict[str, Any]
@@ -237,10 +265,44 @@ class LeaseView(View):
     lease_seconds: float
 
 
+class PreflightLease(View):
+    """A study whose checks are to be run; `POST /studies/{name}/preflight` takes them."""
+
+    study: str
+    token: str
+    objective: dict[str, Any]
+    space: dict[str, Any]
+    study_seed: int
+
+
 class Leases(View):
-    """What was leased; empty if nothing is to be done."""
+    """What was leased; empty if nothing is to be done. Preflights go to workers whose kinds name `preflight`."""
 
     leases: list[LeaseView]
+    preflights: list[PreflightLease] = []
+
+
+class CheckBody(Document):
+    """One check, as a worker found it."""
+
+    name: Text
+    status: Literal["pass", "warn", "fail"]
+    message: Reason
+    numbers: Annotated[dict[MetricName, Number], Field(max_length=1000)] = {}
+
+
+class ChecksRequest(Document):
+    """What a worker's checks of a study came to."""
+
+    worker: WorkerName
+    token: Token
+    checks: Annotated[list[CheckBody], Field(max_length=1000)]
+
+
+class Accepted(View):
+    """Whether it stands."""
+
+    accepted: bool
 
 
 class ReportBody(Document):

@@ -6,7 +6,7 @@ from typing import Any
 
 from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.insight import eta_seconds, progress
-from hpsearch.study import Stage, Study, Worker
+from hpsearch.study import Preflight, Stage, Study, Worker
 from hpsearch.trial import Attempt, StepMetrics, Trial, TrialState
 from hpsearch_api import models
 
@@ -28,6 +28,7 @@ def study_view(coordinator: Coordinator, study: Study) -> dict[str, Any]:
         best=_optional(models.BestView, coordinator.insights.best(study, stages)),
         flags=[models.FlagView.model_validate(flag) for flag in coordinator.insights.flags(study, stages)],
         progress=models.ProgressView.model_validate(done),
+        preflight=store.preflight(study.id).status,
         eta_seconds=eta_seconds(study, done.fraction, coordinator.clock()),
         created_at=study.created_at,
         ended_at=study.ended_at,
@@ -39,6 +40,30 @@ def study_view(coordinator: Coordinator, study: Study) -> dict[str, Any]:
 def spec_document(study: Study) -> dict[str, Any]:
     """The study's document with every default filled in."""
     return study.spec.model_dump(mode="json")
+
+
+def preflight_view(preflight: Preflight) -> dict[str, Any]:
+    """The checks of a study as JSON-ready values."""
+    checks = [models.CheckView.model_validate(_numbers(check)) for check in preflight.checks]
+    view = models.PreflightView(items=checks, status=preflight.status, worker=preflight.worker)
+    return view.model_dump(mode="json")
+
+
+def _numbers(check: dict[str, Any]) -> dict[str, Any]:
+    """The store keeps what is not finite as text."""
+    return {**check, "numbers": {name: float(value) for name, value in check["numbers"].items()}}
+
+
+def preflight_lease(study: Study, token: str) -> dict[str, Any]:
+    """Checks to run, as JSON-ready values."""
+    spec = study.spec
+    return {
+        "study": study.name,
+        "token": token,
+        "objective": spec.objective.model_dump(mode="json"),
+        "space": {name: param.model_dump(mode="json", exclude_none=True) for name, param in spec.space.items()},
+        "study_seed": spec.seed,
+    }
 
 
 def stage_view(stage: Stage) -> dict[str, Any]:
@@ -80,7 +105,7 @@ def trial_detail(trial: Trial, attempts: list[Attempt]) -> dict[str, Any]:
 def _trial_fields(trial: Trial) -> dict[str, Any]:
     seconds = (trial.ended_at - trial.started_at).total_seconds() if trial.ended_at and trial.started_at else None
     fields = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
-    return {**fields, "verdicts": [], "duration_seconds": seconds}
+    return {**fields, "duration_seconds": seconds}
 
 
 def step_view(metrics: StepMetrics) -> dict[str, Any]:
@@ -117,6 +142,8 @@ def lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
         expires_at=lease.expires_at,
         params=lease.params,
         epochs=lease.epochs,
+        folds=spec.stages[lease.stage_index].folds,
+        seeds=spec.stages[lease.stage_index].n_repeats,
         seed=assignment.seed,
         objective=spec.objective.model_dump(mode="json"),
         metric=spec.metric.model_dump(mode="json"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.study import Event, Stage, StageState, Study
+from hpsearch.study import Event, Preflight, PreflightStatus, Stage, StageState, Study
 from hpsearch.trial import Attempt, AttemptState, Trial, TrialState
 
 
@@ -44,6 +44,7 @@ class Kept:
     n_lost: dict[int, int] = field(default_factory=dict)
     metrics: dict[int, dict[int, dict[str, float]]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    preflight: Preflight = field(default_factory=lambda: Preflight(PreflightStatus.SKIPPED))
 
     def log(self, kind: str, data: dict[str, Any], now: datetime) -> None:
         """Append to the log."""

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
-from hpsearch.study import Event, NewStage, Stage, StageState, Study, StudyState, Worker
+from hpsearch.study import Event, NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
 from hpsearch.trial import (
@@ -20,6 +21,7 @@ from hpsearch.trial import (
     Attempt,
     AttemptState,
     Decision,
+    HeldTrial,
     Lease,
     Outcome,
     Report,
@@ -43,7 +45,13 @@ class MemoryStore:
     # -- studies ----------------------------------------------------------------------------------------------
 
     def create_study(
-        self, spec: StudySpec, stage: NewStage, *, now: datetime, idempotency_key: str | None = None
+        self,
+        spec: StudySpec,
+        stage: NewStage,
+        *,
+        now: datetime,
+        idempotency_key: str | None = None,
+        preflight: bool = False,
     ) -> tuple[Study, bool]:
         """See Store."""
         with self._lock:
@@ -53,8 +61,10 @@ class MemoryStore:
                 if document(found.study.spec) != document(spec):
                     raise Conflict(f"the name or key of study {found.study.name!r} is taken by another spec")
                 return found.study, False
-            study = Study(self._next_id(), spec, StudyState.RUNNING, None, 0, now, None)
+            state = StudyState.PREFLIGHT if preflight else StudyState.RUNNING
+            study = Study(self._next_id(), spec, state, None, 0, now, None)
             kept = self._kept[study.id] = Kept(study, idempotency_key)
+            kept.preflight = Preflight(PreflightStatus.WAITING if preflight else PreflightStatus.SKIPPED)
             kept.log_state(now)
             self._open(kept, 0, stage, now)
             return study, True
@@ -80,6 +90,10 @@ class MemoryStore:
                 return kept.study
             if kept.study.state.is_finished:
                 raise Conflict(f"the study {kept.study.name!r} has ended as {kept.study.state.value}")
+            if kept.study.state is StudyState.PREFLIGHT and state is StudyState.PAUSED:
+                raise Conflict(f"the study {kept.study.name!r} is in preflight")
+            if kept.study.state is StudyState.PREFLIGHT and state is StudyState.RUNNING:
+                kept.preflight = replace(kept.preflight, status=PreflightStatus.OVERRIDDEN, token=None)
             ended_at = now if state.is_finished else None
             kept.study = replace(kept.study, state=state, reason=reason, ended_at=ended_at)
             if state.is_finished:
@@ -104,6 +118,45 @@ class MemoryStore:
                 for item in tries:
                     del self._tries[item.token]
             del self._kept[study_id]
+
+    # -- preflight --------------------------------------------------------------------------------------------
+
+    def preflight(self, study_id: int) -> Preflight:
+        """See Store."""
+        with self._lock:
+            return self._of(study_id).preflight
+
+    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+        """See Store."""
+        with self._lock:
+            for kept in self._kept.values():
+                before = kept.preflight
+                expired = before.expires_at is not None and before.expires_at <= now
+                waits = before.status is PreflightStatus.WAITING or (
+                    before.status is PreflightStatus.RUNNING and expired
+                )
+                if kept.study.state is StudyState.PREFLIGHT and waits:
+                    token = f"preflight-{self._next_id()}"
+                    kept.preflight = Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl)
+                    return kept.study, token
+            return None
+
+    def finish_preflight(
+        self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime
+    ) -> bool:
+        """See Store."""
+        with self._lock:
+            kept = self._of(study_id)
+            if kept.preflight.token != token:
+                return False
+            if kept.preflight.status is PreflightStatus.RUNNING:
+                status = PreflightStatus.PASSED if failure is None else PreflightStatus.FAILED
+                kept.preflight = replace(kept.preflight, status=status, checks=tuple(checks), expires_at=None)
+                if kept.study.state is StudyState.PREFLIGHT:
+                    state = StudyState.RUNNING if failure is None else StudyState.PREFLIGHT
+                    kept.study = replace(kept.study, state=state, reason=failure)
+                    kept.log_state(now)
+            return True
 
     # -- stages -----------------------------------------------------------------------------------------------
 
@@ -156,6 +209,16 @@ class MemoryStore:
         with self._lock:
             stages = [(kept, kept.live(s)) for kept in self._chosen(study, kinds) if (s := kept.running_stage())]
             return [(kept.study, stage) for kept, stage in stages if stage.n_created < stage.n_trials]
+
+    def demand(
+        self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
+    ) -> tuple[int, int]:
+        """See Store."""
+        with self._lock:
+            stages = [kept.live(s) for kept in self._chosen(study, kinds) if (s := kept.running_stage())]
+            waiting = sum(s.n_trials - s.n_created + s.counts[TrialState.QUEUED] for s in stages)
+            others = [w for w in self._workers.values() if w.name != worker and w.last_seen >= since]
+            return waiting, sum(not self._held(w.name) for w in others)
 
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
         """See Store."""
@@ -347,6 +410,17 @@ class MemoryStore:
             kept.trials[item.trial] = replace(kept.trials[item.trial], step=item.step)
         return Decision(report.token, Action.CONTINUE)
 
+    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
+        """See Store."""
+        with self._lock:
+            found = {}
+            for item in (self._tries[token] for token in tokens if token in self._tries):
+                if item.holds:
+                    steps = tuple(self.metrics(item.study_id, [item.trial]))
+                    name = self._kept[item.study_id].study.name
+                    found[item.token] = HeldTrial(item.study_id, name, item.trial, steps)
+            return found
+
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
@@ -371,7 +445,8 @@ class MemoryStore:
             value = kept.metrics.get(item.trial, {}).get(trial.step, {}).get(kept.study.spec.metric.name)
         state, value, reason = settle(result.state, value, result.reason)
         end(item, AttemptState.FINISHED, None, now)
-        kept.put(replace(trial, state=state, value=value, reason=reason, ended_at=now), now)
+        ended = replace(trial, state=state, value=value, reason=reason, ended_at=now, verdicts=result.verdicts)
+        kept.put(ended, now)
         return Outcome(result.token, accepted=True)
 
     def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
@@ -408,6 +483,21 @@ class MemoryStore:
             reason = f"{n_lost} attempts lost their worker: {why}"
             trial = replace(trial, state=TrialState.FAILED, reason=reason, ended_at=now)
         kept.put(trial, now)
+
+    # -- the test split ---------------------------------------------------------------------------------------
+
+    def test_reading(self, study_id: int) -> dict[str, Any] | None:
+        """See Store."""
+        with self._lock:
+            return next((event.data for event in self._of(study_id).events if event.kind == "test"), None)
+
+    def log_test(self, study_id: int, reading: dict[str, Any], *, now: datetime) -> dict[str, Any]:
+        """See Store."""
+        with self._lock:
+            before = self.test_reading(study_id)
+            if before is None:
+                self._of(study_id).log("test", dict(reading), now)
+            return before or dict(reading)
 
     # -- the log, the workers, the store itself ---------------------------------------------------------------
 

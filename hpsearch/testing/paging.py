@@ -35,9 +35,9 @@ def page_of_trials(study: Study, stages: list[str], trials: Sequence[Trial], que
         raise InvalidInput(f"limit {query.limit} is below 1")
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     key = _key(name, study, stages)
-    chosen = [t for t in trials if query.stage in (None, t.stage) and (not query.states or t.state in query.states)]
+    chosen = [t for t in trials if _matches(t, query)]
     chosen = _sorted(chosen, key, falling=falling)
-    mark = repr((study.id, query.stage, sorted(query.states), query.sort))
+    mark = repr((study.id, query.stage, sorted(query.states), query.verdict, query.sort))
     if query.after is not None:
         last_key, number = _last(query.after, mark)
         chosen = [t for t in chosen if _is_behind(key(t), t.number, last_key, number, falling=falling)]
@@ -109,3 +109,11 @@ def _last(text: str, mark: str) -> tuple[_Key, int]:
             return (rank, value), number
         case _:
             raise InvalidInput(f"the cursor {text!r} is damaged")
+
+
+def _matches(trial: Trial, query: TrialQuery) -> bool:
+    return (
+        query.stage in (None, trial.stage)
+        and (not query.states or trial.state in query.states)
+        and (query.verdict is None or query.verdict in [v["name"] for v in trial.verdicts])
+    )

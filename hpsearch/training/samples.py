@@ -18,13 +18,17 @@ class Samples:
 
     Attributes:
         x: (n, …) uint8 for images (height, width, channels), else float32; finite.
-        y: (n,) int64 in 0 … n_classes − 1.
-        n_classes: ≥ 2.
+        y: (n,) int64 in 0 … n_classes − 1, or float32 numbers to predict.
+        n_classes: ≥ 2, or 0 where ``y`` are numbers to predict.
+        names: of the classes, where the source names them.
+        test: samples that the source itself sets apart for the winner.
     """
 
     x: NDArray[Any]
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     n_classes: int
+    names: tuple[str, ...] = ()
+    test: Samples | None = None
 
 
 def existing(path: str) -> Path:

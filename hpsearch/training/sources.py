@@ -10,36 +10,39 @@ from numpy.typing import NDArray
 
 from hpsearch.document import unknown
 from hpsearch.errors import DataError
-from hpsearch.objective import CsvData, Data, DigitsData, NpzData, ParquetData
+from hpsearch.objective.data import CsvData, Data, DigitsData, NpzData, ParquetData
 from hpsearch.training.labels import encode_labels
 from hpsearch.training.samples import Samples, existing, finite
 
 
-def read_samples(data: Data) -> Samples:
-    """Read and check a source.
+def read_samples(data: Data, *, regression: bool = False) -> Samples:
+    """Read and check a source; for a ``regression`` its labels are numbers.
 
     Raises:
         DataError: in one sentence, what is wrong, where, and what to do.
     """
     match data:
         case DigitsData():
-            return _digits()
+            return _digits(regression=regression)
         case NpzData():
-            return _npz(data)
+            return _npz(data, regression=regression)
         case CsvData() | ParquetData():
             from hpsearch.training.tables import read_csv, read_parquet  # heavy: pyarrow
 
-            return read_csv(data) if isinstance(data, CsvData) else read_parquet(data)
+            if isinstance(data, CsvData):
+                return read_csv(data, regression=regression)
+            return read_parquet(data, regression=regression)
 
 
-def _digits() -> Samples:
+def _digits(*, regression: bool) -> Samples:
     from sklearn.datasets import load_digits  # heavy: scikit-learn
 
     digits = load_digits()
-    return Samples(digits.images.astype(np.float32)[..., None], digits.target.astype(np.int64), 10)
+    labels = encode_labels(digits.target, where="digits", regression=regression)
+    return Samples(digits.images.astype(np.float32)[..., None], *labels)
 
 
-def _npz(data: NpzData) -> Samples:
+def _npz(data: NpzData, *, regression: bool) -> Samples:
     path = existing(data.path)
     not_npz = f"{data.path} is not an NPZ archive: write one with numpy.savez(path, x=…, y=…)"
     try:
@@ -59,8 +62,8 @@ def _npz(data: NpzData) -> Samples:
             f"the array {data.y!r} in {data.path} has the shape {y.shape}: it must hold one label for each of the "
             f"{len(x)} samples of {data.x!r}"
         )
-    labels, n_classes = encode_labels(y, where=f"the array {data.y!r} in {data.path}")
-    return Samples(_numbers(x, where=f"the array {data.x!r} in {data.path}"), labels, n_classes)
+    labels = encode_labels(y, where=f"the array {data.y!r} in {data.path}", regression=regression)
+    return Samples(_numbers(x, where=f"the array {data.x!r} in {data.path}"), *labels)
 
 
 def _member(archive: Any, name: str, data: NpzData) -> NDArray[Any]:

@@ -14,6 +14,11 @@ class Purpose(IntEnum):
     SPLIT = 0
     ORDER = 1
     INITIALISATION = 2
+    DROPOUT = 3
+    AUGMENTATION = 10
+    FOLDS = 11
+    TEST = 12
+    PREFLIGHT = 20
 
 
 def numpy_stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:

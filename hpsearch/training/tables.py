@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from hpsearch.document import unknown
 from hpsearch.errors import DataError
-from hpsearch.objective import CsvData, ParquetData
+from hpsearch.objective.data import CsvData, ParquetData
 from hpsearch.training.images import cached, decode_images
 from hpsearch.training.labels import encode_labels
 from hpsearch.training.samples import Samples, existing, finite
 
 
-def read_csv(data: CsvData) -> Samples:
-    """A CSV file with a header: every column but the label is a feature."""
+def read_csv(data: CsvData, *, regression: bool) -> Samples:
+    """A CSV file with a header: every column but the label is a feature; for a ``regression`` the label is a number."""
     path = existing(data.path)
     with _reading_csv(data.path), pa.csv.open_csv(path) as reader:
         names = reader.schema.names
@@ -41,7 +41,9 @@ def read_csv(data: CsvData) -> Samples:
     labels = table[data.label]
     with contextlib.suppress(pa.ArrowInvalid):  # which means that they are words
         labels = labels.cast(pa.float64())
-    return _samples(_columns(table, features, data.path), labels, None, _where(data.label, data.path))
+    where = _where(data.label, data.path)
+    encoded = encode_labels(_plain(labels, where), where=where, regression=regression)
+    return Samples(_columns(table, features, data.path), *encoded)
 
 
 @contextlib.contextmanager
@@ -59,40 +61,106 @@ def _reading_csv(path: str, names: Sequence[str] = ()) -> Iterator[None]:
         raise _unreadable(path, error) from None
 
 
-def read_parquet(data: ParquetData) -> Samples:
-    """A Parquet file or a folder of them: a column of images, or numeric columns, and one of labels."""
+def read_parquet(data: ParquetData, *, regression: bool) -> Samples:
+    """A Parquet file or a folder of them: a column of images, or numeric columns, and one of labels.
+
+    Files of the folder that are named ``test*`` become :attr:`Samples.test`, unless their labels are withheld (there is
+    no such column, or all of them are missing or −1, as in GLUE) or ``data.test`` asks for other samples.
+    """
     files = _files(data.path)
     tables = [_open(file) for file in files]
     schema = tables[0].schema_arrow
     image, features = _chosen(data, schema)
     wanted = [image] if image else features
-    for file, table in zip(files, tables, strict=True):
-        _check_names([data.label, *wanted], table.schema_arrow.names, str(file))
+    _check_files(tables, files, [data.label, *wanted])
     _check_not_empty(sum(table.metadata.num_rows for table in tables), wanted, data.path)
-    labels = _read(tables, files, [data.label])[data.label]
     where = _where(data.label, data.path)
+    labels = _plain(_read(tables, files, [data.label])[data.label], where)
     n_classes = _declared_classes(schema, data.label)
+    test_files = [] if data.test is not None else _test_files(data.path)
+    test_tables = [_open(file) for file in test_files]
+    test_labels = _test_labels(test_tables, test_files, data)
+    if test_labels is None:
+        encoded = encode_labels(labels, where=where, n_classes=n_classes, regression=regression)
+        return Samples(_features(tables, files, image, features, data.path), *encoded)
+    _check_files(test_tables, test_files, wanted)
+    # Together, so that words are numbered alike.
+    both = encode_labels(_joined(labels, test_labels, where), where=where, n_classes=n_classes, regression=regression)
+    x = _features(tables, files, image, features, data.path)
+    test_x = _like(_features(test_tables, test_files, image, features, str(test_files[0])), x, test_files[0])
+    values = both.values
+    test = Samples(test_x, values[len(labels) :], both.n_classes, both.names)
+    return Samples(x, values[: len(labels)], both.n_classes, both.names, test)
+
+
+def _features(
+    tables: Sequence[pa.parquet.ParquetFile], files: Sequence[Path], image: str | None, features: list[str], path: str
+) -> NDArray[Any]:
     if image is None:
-        return _samples(_columns(_read(tables, files, features), features, data.path), labels, n_classes, where)
+        return _columns(_read(tables, files, features), features, path)
 
     def decode() -> NDArray[np.uint8]:
         column = _read(tables, files, [image])[image]
         cells = pa.compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        return decode_images(cells, where=_where(image, data.path))
+        return decode_images(cells, where=_where(image, path))
 
-    return _samples(cached(files, image, decode), labels, n_classes, where)
+    return cached(files, image, decode)
+
+
+def _test_labels(
+    tables: Sequence[pa.parquet.ParquetFile], files: Sequence[Path], data: ParquetData
+) -> NDArray[Any] | None:
+    """Labels of the test files, or None where there are no such files or their labels are withheld."""
+    if not files or any(data.label not in table.schema_arrow.names for table in tables):
+        return None
+    column = _read(tables, files, [data.label])[data.label]
+    if column.null_count == len(column):
+        return None
+    labels = _plain(column, _where(data.label, str(files[0])))
+    withheld = labels.dtype.kind in "if" and bool((labels == -1).all())
+    return None if withheld else labels
+
+
+def _joined(labels: NDArray[Any], test: NDArray[Any], where: str) -> NDArray[Any]:
+    if (labels.dtype.kind in "OUS") != (test.dtype.kind in "OUS"):
+        raise DataError(f"{where} holds words in some files and numbers in others: make them of one type")
+    return np.concatenate([labels, test])
+
+
+def _like(test: NDArray[Any], train: NDArray[Any], file: Path) -> NDArray[Any]:
+    """Test samples of the shape of the training samples; grey images among coloured ones get three channels."""
+    if test.ndim == 4 and test.shape[3] == 1 and train.shape[3] == 3:
+        test = np.repeat(test, 3, axis=3)
+    if test.shape[1:] != train.shape[1:]:
+        shapes = " and ".join(" × ".join(map(str, x.shape[1:])) for x in (test, train))
+        raise DataError(f"the samples of {file} and of the training files have different shapes, {shapes}: align them")
+    return test
+
+
+def _check_files(tables: Sequence[pa.parquet.ParquetFile], files: Sequence[Path], columns: Sequence[str]) -> None:
+    for file, table in zip(files, tables, strict=True):
+        _check_names(columns, table.schema_arrow.names, str(file))
 
 
 def _files(path: str) -> list[Path]:
     found = existing(path)
     if found.is_file():
         return [found]
-    files = sorted(found.glob("*.parquet")) or sorted(found.rglob("*.parquet"))
+    files = _in_folder(found)
     train = [file for file in files if file.name.startswith("train")]
     files = train or [file for file in files if not file.name.startswith(("test", "validation"))]
     if not files:
         raise DataError(f"the folder {path} holds no Parquet files to train on: name one that does, or a file")
     return files
+
+
+def _test_files(path: str) -> list[Path]:
+    found = existing(path)
+    return [] if found.is_file() else [file for file in _in_folder(found) if file.name.startswith("test")]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet")) or sorted(folder.rglob("*.parquet"))
 
 
 def _open(file: Path) -> pa.parquet.ParquetFile:
@@ -176,16 +244,14 @@ def _columns(table: pa.Table, names: Sequence[str], path: str) -> NDArray[np.flo
     return np.stack(arrays, axis=1)
 
 
-def _samples(x: NDArray[Any], labels: pa.ChunkedArray, n_classes: int | None, where: str) -> Samples:
+def _plain(labels: pa.ChunkedArray, where: str) -> NDArray[Any]:
     kind = labels.type
     if pa.types.is_dictionary(kind):
         labels = labels.cast(kind.value_type)
     elif not (_is_numeric(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(
-            f"{where} has the type {kind}: labels must be whole numbers or strings; name another as data.label"
-        )
-    y, found = encode_labels(labels.to_numpy(), where=where, n_classes=n_classes)
-    return Samples(x, y, found)
+        raise DataError(f"{where} has the type {kind}: labels must be numbers or strings; name another as data.label")
+    plain: NDArray[Any] = labels.to_numpy()
+    return plain
 
 
 def _where(column: str, path: str) -> str:

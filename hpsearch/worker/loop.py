@@ -14,15 +14,27 @@ from typing import Protocol
 
 from hpsearch.errors import HpsearchError
 from hpsearch.trial import Result, TrialState
-from hpsearch.worker.session import LeasedTrial, Session
+from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask, Session
 
 log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """Runs trials of one kind of objective."""
+    """Runs trials of one kind of objective.
 
-    def run(self, leases: Sequence[LeasedTrial], session: Session) -> None:
+    Attributes:
+        checks: whether it runs the checks of a study, too.
+        capacity: how many trials it wants at a time.
+    """
+
+    checks: bool
+    capacity: int
+
+    def preflight(self, task: PreflightTask, session: Channel) -> None:
+        """Run the checks of a study and hand them over."""
+        ...
+
+    def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
         """Run these trials to their end, reporting and finishing through the session.
 
         Must return soon, with what is unfinished released, once ``session.stop`` is set.
@@ -30,10 +42,15 @@ class Runner(Protocol):
         ...
 
 
-def work(session: Session, runners: Mapping[str, Runner], *, capacity: int, study: str | None = None) -> None:
-    """Lease up to ``capacity`` trials at a time and run them, until the session is told to stop."""
+def work(session: Session, runners: Mapping[str, Runner], *, study: str | None = None) -> None:
+    """Lease as many trials at a time as the runners want and run them, until the session is told to stop."""
     while not session.stop.is_set():
-        leases = session.lease(capacity, kinds=sorted(runners), study=study)
+        kinds = sorted({*runners, *("preflight" for runner in runners.values() if runner.checks)})
+        capacity = max(runner.capacity for runner in runners.values())
+        found = session.lease(capacity, kinds=kinds, study=study)
+        for task in found.preflights:
+            runners[str(task.objective["kind"])].preflight(task, session)
+        leases = found.leases
         for kind in sorted({str(lease.objective["kind"]) for lease in leases}):
             mine = [lease for lease in leases if lease.objective["kind"] == kind]
             try:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from hpsearch.errors import InvalidInput
+from hpsearch.allow import allowed
+from hpsearch.errors import HpsearchError, InvalidInput
 from hpsearch.http import encode
-from hpsearch.objective import TrainObjective
+from hpsearch.insight import Insights
+from hpsearch.objective import TaskObjective, TrainObjective
 from hpsearch.search.sampling import data_seed, training_seed
 from hpsearch.space import Params
 from hpsearch.store import Store
-from hpsearch.training import Member, Pack, load_dataset
+from hpsearch.study import Stage, Study, StudyState
+from hpsearch.trial import Action, Decision, Outcome, Report, Result, Trial, TrialState
+from hpsearch.worker.loop import Runner
+from hpsearch.worker.session import LeasedTrial, PreflightTask
+from hpsearch.worker.task import TaskRunner, refusal
+from hpsearch.worker.train import TrainRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +45,110 @@ class Replayed:
         return {"params": self.params, "steps": steps}
 
 
-def replay_trial(store: Store, name: str, number: int) -> Replayed:
-    """Train a trial again from what the store knows of it.
+def read_test_split(store: Store, name: str) -> dict[str, Any]:
+    """Train a study's winner again and read the test split, once: whoever asks again gets that reading.
+
+    Returns:
+        ``{trial, epochs, metrics}``, the metrics at the last epoch named ``test_…``.
+
+    Raises:
+        NotFound: no such study.
+        InvalidInput: the study has not completed, or is not trained by us.
+        HpsearchError: the training failed, or the data have no test split.
+    """
+    study = store.study(name)
+    if (reading := store.test_reading(study.id)) is not None:
+        return reading
+    best = Insights(store).best(study, store.stages(study.id))
+    if study.state is not StudyState.COMPLETED or best is None:
+        raise InvalidInput(f"{name} is {study.state}: the test split is read for the winner of a completed study")
+    epochs = replay_trial(store, name, best.trial, on_test=True).epochs
+    last, _, metrics = epochs[-1]
+    shown = {f"test_{key.removeprefix('val_')}": encode(value) for key, value in metrics.items() if key[:4] == "val_"}
+    return store.log_test(study.id, {"trial": best.trial, "epochs": last, "metrics": shown}, now=datetime.now(UTC))
+
+
+def replay_trial(
+    store: Store,
+    name: str,
+    number: int,
+    *,
+    on_test: bool = False,
+    allow: Sequence[str] = (),
+    folders: Sequence[Path] = (),
+) -> Replayed:
+    """Train a trial again from what the store knows of it, evaluated on the validation or on the test split.
+
+    ``allow`` and ``folders``: as :class:`hpsearch.worker.task.TaskRunner` has them, for ``kind: task``, which has no
+    test split.
 
     Raises:
         NotFound: no such study or trial.
         InvalidInput: the study's objective is not trained by us.
-        DataError: its data cannot be used.
+        HpsearchError: the training failed; the text says why.
     """
     study = store.study(name)
     trial = store.trial(study.id, number)
     objective = study.spec.objective
-    if not isinstance(objective, TrainObjective):
-        raise InvalidInput(f"{name} is of kind {objective.kind}: only kind train can be trained again here")
+    runner: Runner
+    if isinstance(objective, TrainObjective):
+        runner = TrainRunner(on_test=on_test)
+    elif isinstance(objective, TaskObjective) and not on_test:
+        if not allowed(objective.entrypoint, allow):
+            raise InvalidInput(refusal(objective.entrypoint))
+        runner = TaskRunner(allow=allow, folders=folders)
+    else:
+        raise InvalidInput(f"{name} is of kind {objective.kind}: that is not possible for it here")
     stage = next(stage for stage in store.stages(study.id) if stage.name == trial.stage)
     recorded = {metrics.step: metrics.values for metrics in store.metrics(study.id, [number])}
-    member = Member(objective.with_params(trial.params), training_seed(study.spec.seed, stage.index, number))
-    pack = Pack(
-        [member],
-        load_dataset(member.objective, study_seed=study.spec.seed),
-        data_seed=data_seed(study.spec.seed, stage.index),
-        epochs=stage.spec.n_epochs,
-    )
-    epochs = []
-    for epoch in range(1, stage.spec.n_epochs + 1):
-        result = pack.train_epoch()[0]
-        epochs.append((epoch, recorded.get(epoch), result.metrics))
-        if result.diverged is not None:
-            break
+    kept = _Kept()
+    runner.run([_lease(study, stage, trial)], kept)
+    failed = [result.reason for result in kept.results if result.state is TrialState.FAILED]
+    if failed:
+        raise HpsearchError(f"trial {number} of {name} failed again: {failed[0]}")
+    epochs = [(r.step, recorded.get(r.step), r.metrics) for r in kept.reports if r.step is not None]
     return Replayed(trial.params, epochs)
+
+
+def _lease(study: Study, stage: Stage, trial: Trial) -> LeasedTrial:
+    spec = study.spec
+    return LeasedTrial(
+        study=spec.name,
+        stage=stage.name,
+        trial=trial.number,
+        attempt=1,
+        token="replay",  # noqa: S106 - nobody asks for it
+        params=trial.params,
+        epochs=stage.spec.n_epochs,
+        folds=stage.spec.folds,
+        seeds=stage.spec.n_repeats,
+        seed=training_seed(spec.seed, stage.index, trial.number),
+        objective=spec.objective.model_dump(mode="json"),
+        metric=spec.metric.model_dump(mode="json"),
+        study_seed=spec.seed,
+        data_seed=data_seed(spec.seed, stage.index),
+        lease_seconds=0.0,
+    )
+
+
+class _Kept:
+    """A channel that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.reports: list[Report] = []
+        self.results: list[Result] = []
+
+    def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
+        self.reports += reports
+        return {report.token: Decision(report.token, Action.CONTINUE) for report in reports}
+
+    def finish(self, results: Sequence[Result]) -> list[Outcome]:
+        self.results += results
+        return [Outcome(result.token, accepted=True) for result in results]
+
+    def release(self, tokens: Sequence[str]) -> None:
+        """Nobody waits for them."""
+
+    def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
+        """Nobody waits for them."""

@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import quote
 
 from hpsearch._version import __version__
 from hpsearch.errors import ServerError, ServerRefused
@@ -44,12 +45,55 @@ class LeasedTrial:
     token: str
     params: Params
     epochs: int
+    folds: int | None
+    seeds: int
     seed: int
     objective: dict[str, Any]
     metric: dict[str, str]
     study_seed: int
     data_seed: int
     lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightTask:
+    """A study whose checks are to be run."""
+
+    study: str
+    token: str
+    objective: dict[str, Any]
+    space: dict[str, Any]
+    study_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the server has to do: trials, or the checks of a study."""
+
+    leases: list[LeasedTrial]
+    preflights: list[PreflightTask]
+
+
+class Channel(Protocol):
+    """Where what runs trials says how they go; ``stop`` is set when it is to end."""
+
+    stop: threading.Event
+
+    def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
+        """Tell metrics; token → what to do."""
+        ...
+
+    def finish(self, results: Sequence[Result]) -> list[Outcome]:
+        """Tell how trials ended."""
+        ...
+
+    def release(self, tokens: Sequence[str]) -> None:
+        """Give trials back unfinished."""
+        ...
+
+    def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
+        """Tell what the checks of a study came to."""
+        ...
 
 
 class Session:
@@ -75,8 +119,8 @@ class Session:
         self._renewed_at = time.monotonic()
         threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
 
-    def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> list[LeasedTrial]:
-        """Trials to run, after waiting for the server and for work as long as it takes; none once told to stop."""
+    def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> Work:
+        """What to do, after waiting for the server and for work as long as it takes; none once told to stop."""
         body: dict[str, Any] = {
             "worker": self.name,
             "session": self._id,
@@ -89,17 +133,19 @@ class Session:
             body["study"] = study
         while not self.stop.is_set():
             answer = self._unless_stopped(lambda: self._call("/api/v1/leases", body, patient=True))
+            if answer and answer.get("preflights"):
+                return Work([], [PreflightTask(**item) for item in answer["preflights"]])
             if answer and answer["leases"]:
                 leases = [_leased(item) for item in answer["leases"]]
                 with self._lock:
                     self._held = {lease.token: lease for lease in leases}
                     self._lost.clear()
                     self._renewed_at = time.monotonic()
-                return leases
+                return Work(leases, [])
         # the answer to a request given up just now may be under way: ask what this worker holds, and give it back
         held = self._call("/api/v1/leases", {**body, "capacity": 1, "wait_seconds": 0}, patient=False)
         self.release([item["token"] for item in held["leases"]] if held else [])
-        return []
+        return Work([], [])
 
     def _unless_stopped(self, ask: Callable[[], Any]) -> Any:
         """What ``ask`` returns or raises; None as soon as the worker is told to stop, however long it takes."""
@@ -160,6 +206,13 @@ class Session:
             if not outcome.accepted:
                 log.warning("a result was refused: %s", outcome.reason)
         return outcomes
+
+    def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
+        """Hand over the checks of a study."""
+        for check in checks:
+            check["numbers"] = {name: encode(value) for name, value in check["numbers"].items()}
+        body = {"worker": self.name, "token": task.token, "checks": checks}
+        self._call(f"/api/v1/studies/{quote(task.study, safe='')}/preflight", body, patient=True)
 
     def release(self, tokens: Sequence[str]) -> None:
         """Give trials back unfinished; if the server does not hear it, their leases expire."""

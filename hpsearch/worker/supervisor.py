@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,24 @@ def threads_per_worker(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // (workers + 1))
 
 
+def find_devices(text: str) -> list[str]:
+    """What ``--devices`` names; ``auto`` is every GPU, else the CPU.
+
+    torch is asked only where there may be a GPU, and in a process of its own, for it takes seconds to load.
+    """
+    if text != "auto":
+        return [name.strip() for name in text.split(",") if name.strip()] or ["cpu"]
+    if not Path("/dev/nvidiactl").exists() and sys.platform != "darwin":
+        return ["cpu"]
+    code = "from hpsearch.training.devices import devices; print(*devices())"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)  # noqa: S603
+    return asked.stdout.split() or ["cpu"]
+
+
 @dataclass
 class _Slot:
     name: str
+    device: str
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     pause: float = FIRST_PAUSE
@@ -40,14 +56,19 @@ class Supervisor:
 
     Args:
         server: its URL.
-        workers: how many.
+        workers: how many; None is one per device, or per core if there is only the CPU.
         arguments: more arguments for ``hpsearch worker``.
+        devices: given to the workers in turn.
     """
 
-    def __init__(self, server: str, workers: int, arguments: list[str] | None = None) -> None:
+    def __init__(
+        self, server: str, workers: int | None, arguments: list[str] | None = None, *, devices: list[str]
+    ) -> None:
+        cores = os.cpu_count() or 1
+        workers = workers or (cores if devices == ["cpu"] else len(devices))
         self._arguments = ["--server", server, "--threads", str(threads_per_worker(workers)), *(arguments or [])]
         prefix = f"{platform.node()}-{os.getpid()}"
-        self._slots = [_Slot(f"{prefix}/{i}") for i in range(workers)]
+        self._slots = [_Slot(f"{prefix}/{i}", devices[i % len(devices)]) for i in range(workers)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -92,10 +113,11 @@ class Supervisor:
             slot.process, slot.due_at = None, now + slot.pause
             log.warning("worker %s ended with %d; starting it again in %.0f s", slot.name, code, slot.pause)
         if now >= slot.due_at:
-            slot.process, slot.started_at = self._spawn(slot.name), now
+            slot.process, slot.started_at = self._spawn(slot), now
 
-    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "hpsearch", "worker", "--name", name, *self._arguments]
+    def _spawn(self, slot: _Slot) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "hpsearch", "worker", "--name", slot.name, "--device", slot.device]
+        command += self._arguments
         # a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then asks the workers
         environment = {**os.environ, "HPSEARCH_PARENT": str(os.getpid())}
         return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603

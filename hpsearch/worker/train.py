@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, OutOfMemory
 from hpsearch.objective import TrainObjective
-from hpsearch.training import Dataset, EpochResult, Interrupted, Member, Pack, load_dataset, shape_key
-from hpsearch.trial import Action, Report, Result, TrialState
-from hpsearch.worker.session import LeasedTrial, Session
+from hpsearch.search.sampling import repeat_seed
+from hpsearch.space import Space
+from hpsearch.training import Dataset, Interrupted, Member, Pack, load_dataset, shape_key
+from hpsearch.training.checkpoints import Checkpoint
+from hpsearch.training.devices import in_halves, memory_budget
+from hpsearch.training.preflight import preflight
+from hpsearch.training.width import find_width
+from hpsearch.trial import Result, TrialState
+from hpsearch.worker.checkpoints import Checkpoints
+from hpsearch.worker.lockstep import Lockstep
+from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
 log = logging.getLogger(__name__)
 
+_SPACE: TypeAdapter[Space] = TypeAdapter(Space)
 KEPT_DATASETS = 2
 """Data sets kept in memory between trials."""
 
 
+FIRST_WIDTH = 8
+"""Trials per pack before anything is measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """A trial to train; ``left`` is where an attempt before left it, by fold and repeat."""
+
     lease: LeasedTrial
     objective: TrainObjective
+    left: list[list[Checkpoint]] | None
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Jobs of equal keys may share packs; the last part is the epoch that they go on from."""
+        lease = self.lease
+        same = (lease.study, lease.stage, lease.data_seed, lease.epochs, lease.folds, lease.seeds)
+        return (*same, shape_key(self.objective), self.left[0][0].epoch if self.left else 0)
 
 
 class TrainRunner:
@@ -33,14 +56,36 @@ class TrainRunner:
     Args:
         device: a torch device.
         threads: that torch may use in this process.
+        width: trials per pack; None finds the fastest for each architecture by itself.
+        n_workers: workers that share this machine's memory.
+        checkpoints: where trials go on after a worker was lost; None keeps none.
+        on_test: evaluate on the test split in place of the validation split.
     """
 
-    def __init__(self, *, device: str = "cpu", threads: int = 1) -> None:
-        torch.set_num_threads(threads)
-        self.device = device
-        self._datasets: dict[Hashable, Dataset] = {}
+    checks = True
 
-    def run(self, leases: Sequence[LeasedTrial], session: Session) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        width: int | None = None,
+        n_workers: int = 1,
+        checkpoints: Checkpoints | None = None,
+        on_test: bool = False,
+    ) -> None:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # the velocity of a dead unit fades into numbers that take 20 times as long
+        self.device = device
+        self.capacity = width or FIRST_WIDTH
+        self._width = width
+        self._memory = memory_budget(device, n_workers)
+        self._checkpoints = checkpoints
+        self._datasets: dict[Hashable, Dataset] = {}
+        self._on_test = on_test
+        self._widths: dict[Hashable, int] = {}
+
+    def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`."""
         groups: dict[Hashable, list[_Job]] = {}
         for lease in leases:
@@ -50,37 +95,91 @@ class TrainRunner:
                 reason = f"the params do not fit: {error.errors()[0]['msg']}"
                 session.finish([Result(lease.token, TrialState.FAILED, None, reason)])
                 continue
-            key = (lease.study, lease.stage, lease.data_seed, lease.epochs, shape_key(objective))
-            groups.setdefault(key, []).append(_Job(lease, objective))
+            job = _Job(lease, objective, self._checkpoints.load(lease) if self._checkpoints else None)
+            groups.setdefault(job.key, []).append(job)
         waiting = list(groups.values())
         while waiting and not session.stop.is_set():
             self._train(waiting.pop(0), session)
         session.release([job.lease.token for jobs in waiting for job in jobs])
 
-    def _train(self, jobs: list[_Job], session: Session) -> None:
+    def preflight(self, task: PreflightTask, session: Channel) -> None:
+        """See :class:`hpsearch.worker.loop.Runner`. Data that cannot be used is a check that failed."""
+        try:
+            objective = TrainObjective.model_validate(task.objective)
+            dataset = self._dataset(objective, task.study_seed)
+            space = _SPACE.validate_python(task.space)
+            checks = [asdict(c) for c in preflight(objective, space, study_seed=task.study_seed, dataset=dataset)]
+        except DataError as error:
+            checks = [{"name": "data", "status": "fail", "message": str(error), "numbers": {}}]
+        session.checked(task, checks)
+
+    def _train(self, jobs: list[_Job], session: Channel) -> None:
+        """Train jobs that can share a pack, at most as many at a time as is fastest."""
         tokens = [job.lease.token for job in jobs]
         try:
-            pack = self._pack(jobs, session)
-            _Training(pack, jobs, session).run()
+            n_jobs = self._jobs_per_pack(jobs[0])
+            for start in range(0, len(jobs), n_jobs):
+                widest = in_halves(jobs[start : start + n_jobs], lambda some: self._train_pack(some, session))
+                if widest < len(jobs[start : start + n_jobs]):
+                    log.warning("out of memory: packs of %d from now on", widest)
+                    self.capacity = self._width = widest
         except Interrupted:
             session.release(tokens)  # of those finished meanwhile the server keeps the result
         except DataError as error:
             session.finish([Result(token, TrialState.FAILED, None, str(error)) for token in tokens])
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OutOfMemory) as error:
             log.exception("training a pack of %d failed", len(jobs))
             reason = f"{type(error).__name__}: {error}"
             session.finish([Result(token, TrialState.FAILED, None, reason) for token in tokens])
 
-    def _pack(self, jobs: list[_Job], session: Session) -> Pack:
+    def _jobs_per_pack(self, job: _Job) -> int:
+        """The width that was asked for or, from the second time an architecture comes, the fastest one."""
+        if self._width is not None:
+            return self._width
+        key = job.key[:-1]
+        if key not in self._widths:
+            self._widths[key] = FIRST_WIDTH  # many architectures come once: those are not worth measuring
+        elif self._widths[key] == FIRST_WIDTH:
+            dataset = self._dataset(job.objective, job.lease.study_seed)
+            width = find_width(job.objective, dataset, device=self.device, memory_budget=self._memory)
+            self._widths[key] = max(1, width // job.lease.seeds)
+        self.capacity = self._widths[key]
+        return self.capacity
+
+    def _train_pack(self, jobs: Sequence[_Job], session: Channel) -> None:
+        packs = self._packs(jobs, session)
+        leases = [job.lease for job in jobs]
+        kept = self._checkpoints
+        if kept is None:
+            return Lockstep(packs, leases, session).run()
+        for fold, pack in enumerate(packs):
+            if jobs[0].left is not None:
+                pack.resume([member for job in jobs for member in (job.left or [])[fold]])
+        Lockstep(packs, leases, session, after_epoch=lambda live: kept.save(packs, leases, live)).run()
+        for lease in leases:
+            kept.remove(lease)
+        return None
+
+    def _packs(self, jobs: Sequence[_Job], session: Channel) -> list[Pack]:
+        """One pack per fold; in each, every job has a member per repeat, one after the other."""
         first = jobs[0].lease
-        return Pack(
-            [Member(job.objective, job.lease.seed) for job in jobs],
-            self._dataset(jobs[0].objective, first.study_seed),
-            data_seed=first.data_seed,
-            epochs=first.epochs,
-            device=self.device,
-            should_stop=session.stop.is_set,
-        )
+        whole = self._dataset(jobs[0].objective, first.study_seed)
+        members = [
+            Member(job.objective, repeat_seed(job.lease.seed, repeat))
+            for job in jobs
+            for repeat in range(job.lease.seeds)
+        ]
+        return [
+            Pack(
+                members,
+                dataset,
+                data_seed=first.data_seed,
+                epochs=first.epochs,
+                device=self.device,
+                should_stop=session.stop.is_set,
+            )
+            for dataset in ([whole] if first.folds is None else whole.folds(first.folds))
+        ]
 
     def _dataset(self, objective: TrainObjective, study_seed: int) -> Dataset:
         key = (objective.data.model_dump_json(), study_seed)
@@ -90,50 +189,10 @@ class TrainRunner:
         while len(self._datasets) >= KEPT_DATASETS:
             del self._datasets[next(iter(self._datasets))]
         self._datasets[key] = dataset
-        return dataset
-
-
-class _Training:
-    """One pack on its way from the first epoch to the last."""
-
-    def __init__(self, pack: Pack, jobs: list[_Job], session: Session) -> None:
-        self.pack = pack
-        self.jobs = jobs
-        self.session = session
-
-    def run(self) -> None:
-        epochs = self.jobs[0].lease.epochs
-        for epoch in range(1, epochs + 1):
-            if not self.pack.live:
-                return
-            trained = self.pack.train_epoch()
-            decisions = self.session.report([Report(self._token(t), t.epoch, t.metrics) for t in trained])
-            results = []
-            for member in trained:
-                token = self._token(member)
-                decision = decisions[token]
-                if decision.action is Action.ABANDON:
-                    self.pack.drop(member.member)
-                elif result := self._result(member, last=epoch == epochs):
-                    results.append(result)
-                elif decision.action is Action.STOP:
-                    results.append(Result(token, TrialState.PRUNED, self._value(member), decision.reason))
-            for result in results:
-                self.pack.drop(self._tokens().index(result.token))
-            self.session.finish(results)
-
-    def _result(self, member: EpochResult, *, last: bool) -> Result | None:
-        if member.diverged is not None:
-            return Result(self._token(member), TrialState.DIVERGED, None, member.diverged)
-        if last:
-            return Result(self._token(member), TrialState.COMPLETED, self._value(member))
-        return None
-
-    def _value(self, member: EpochResult) -> float:
-        return member.metrics[self.jobs[member.member].lease.metric["name"]]
-
-    def _token(self, member: EpochResult) -> str:
-        return self.jobs[member.member].lease.token
-
-    def _tokens(self) -> list[str]:
-        return [job.lease.token for job in self.jobs]
+        if not self._on_test:
+            return dataset
+        if dataset.test is None:
+            raise DataError(
+                "the data have no test split: give data.test a size, or files named test* beside the others"
+            )
+        return dataset.test

@@ -77,6 +77,14 @@ def by_token(connection: Connection, tokens: Sequence[str]) -> dict[str, Attempt
     return found
 
 
+def peek(connection: Connection, tokens: Sequence[str]) -> dict[str, AttemptRow]:
+    """Token → attempt, for those that exist. Nothing is locked."""
+    found = {}
+    for some in chunks(sorted(set(tokens))):
+        found.update({row.token: row for row in _rows(connection, _attempts.token.in_(some))})
+    return found
+
+
 def _rows(connection: Connection, *conditions: ColumnElement[bool], lock: bool = False) -> list[AttemptRow]:
     query = select(*(_attempts[name] for name in _FIELDS)).where(*conditions).order_by(_attempts.id)
     if lock:

@@ -88,7 +88,8 @@ def decode_study(text: str) -> StudySpec:
 
 def same_study(text: str, spec: StudySpec) -> bool:
     """Whether a stored document says what the spec says; the order of keys does not matter, 1 and true differ."""
-    return bool(_sorted(text) == _sorted(spec.model_dump_json()))
+    stored = decode_study(text)  # what a later version added has its default
+    return bool(_sorted(stored.model_dump_json()) == _sorted(spec.model_dump_json()))
 
 
 def encode_stage(spec: StageSpec) -> str:

@@ -60,3 +60,15 @@ def last(connection: Connection, study_id: int) -> int:
     if found is None:
         raise NotFound("study", study_id)
     return found
+
+
+def first_of(connection: Connection, study_id: int, kind: str) -> dict[str, Any] | None:
+    """Data of the first event of a kind, None if there is none. Raises NotFound."""
+    events = tables.events.c
+    query = select(events.data).where(events.study_id == study_id, events.kind == kind).order_by(events.seq).limit(1)
+    row = connection.execute(query).first()
+    if row is None:
+        last(connection, study_id)
+        return None
+    data: dict[str, Any] = row.data
+    return data

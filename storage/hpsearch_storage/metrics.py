@@ -55,14 +55,22 @@ def at_steps(connection: Connection, steps: Mapping[int, int]) -> dict[int, dict
 
 def of_trials(connection: Connection, study_id: int, numbers: Sequence[int]) -> list[StepMetrics]:
     """All that these trials reported, by trial and step."""
-    metrics, trials = tables.metrics.c, tables.trials.c
+    trials = tables.trials.c
     found = []
     for some in chunks(sorted(set(numbers))):
         ids = select(trials.id, trials.number).where(trials.study_id == study_id, trials.number.in_(some))
         number_of = {row.id: row.number for row in connection.execute(ids)}
-        rows = connection.execute(
-            select(metrics.trial_id, metrics.step, metrics["values"]).where(metrics.trial_id.in_(number_of))
-        )
-        of_some = [StepMetrics(number_of[row[0]], row[1], decode_metrics(row[2])) for row in rows]
+        of_some = [step for steps in of_ids(connection, number_of).values() for step in steps]
         found += sorted(of_some, key=lambda step: (step.trial, step.step))
+    return found
+
+
+def of_ids(connection: Connection, number_of: Mapping[int, int]) -> dict[int, list[StepMetrics]]:
+    """Trial id → all that it reported, by step; ``number_of`` says which number each id has."""
+    metrics = tables.metrics.c
+    found: dict[int, list[StepMetrics]] = {trial_id: [] for trial_id in number_of}
+    for some in chunks(sorted(number_of)):
+        query = select(metrics.trial_id, metrics.step, metrics["values"]).where(metrics.trial_id.in_(some))
+        for trial_id, step, values in connection.execute(query.order_by(metrics.trial_id, metrics.step)):
+            found[trial_id].append(StepMetrics(number_of[trial_id], step, decode_metrics(values)))
     return found

@@ -23,8 +23,8 @@ from hpsearch.space import Space
 from hpsearch.store import SORT_KEYS, Page, TrialQuery
 from hpsearch.trial import Trial
 from hpsearch_storage import stages, studies, tables, trials
-from hpsearch_storage.codec import MAX_WHOLE
-from hpsearch_storage.columns import Whole
+from hpsearch_storage.codec import MAX_WHOLE, encode
+from hpsearch_storage.columns import Whole, Words
 from hpsearch_storage.dialects import is_postgres
 
 MAX_LIMIT = 1_000_000
@@ -97,7 +97,7 @@ def decode_cursor(text: str, mark: str) -> list[Any]:
 
 
 def _fingerprint(study_id: int, query: TrialQuery) -> str:
-    told = repr((study_id, query.stage, sorted(query.states), query.sort))
+    told = repr((study_id, query.stage, sorted(query.states), query.verdict, query.sort))
     return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
@@ -119,6 +119,8 @@ def _filter(connection: Connection, study_id: int, query: TrialQuery) -> list[Co
     if query.stage is not None:
         ids = [stage.id for stage in stages.of_study(connection, study_id) if stage.name == query.stage]
         where.append(_trials.stage_id.in_(ids))
+    if query.verdict is not None:
+        where.append(type_coerce(_trials.verdicts, Words).like(_like(query.verdict), escape="\\"))
     if query.states:
         where.append(_trials.state.in_(query.states))
     return where
@@ -197,3 +199,11 @@ def _read(
         key_value = row.sort_key if part.key is not None else None
         found.append((Position(index, key_value, trial.number), trial))
     return found
+
+
+def _like(verdict: str) -> str:
+    """A pattern for the JSON text of verdicts, whose every item begins with its name."""
+    name = encode({"name": verdict})[1:-1]
+    for special in ("\\", "%", "_"):
+        name = name.replace(special, "\\" + special)
+    return f"%{name}%"

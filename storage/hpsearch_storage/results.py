@@ -15,6 +15,7 @@ from hpsearch.trial import (
     Action,
     AttemptState,
     Decision,
+    HeldTrial,
     Outcome,
     Report,
     Result,
@@ -65,6 +66,17 @@ def _keep_steps(
     return last
 
 
+def held(connection: Connection, tokens: Sequence[str]) -> dict[str, HeldTrial]:
+    """Token → trial with its metrics, of the leases that hold. Nothing is locked."""
+    rows = [row for row in attempts.peek(connection, tokens).values() if row.state == AttemptState.RUNNING]
+    names = {study.id: study.name for study in studies.by_ids(connection, {row.study_id for row in rows}).values()}
+    steps = metrics.of_ids(connection, {row.trial_id: row.trial.number for row in rows})
+    return {
+        row.token: HeldTrial(row.study_id, names[row.study_id], row.trial.number, tuple(steps[row.trial_id]))
+        for row in rows
+    }
+
+
 def finish(connection: Connection, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
     """End trials."""
     locked, rows = _locked(connection, [r.token for r in results])
@@ -107,7 +119,9 @@ def _end(
         metric = names[row.study_id]
         value = reported.get(row.trial_id, {}).get(metric) if result.value is None else result.value
         state, value, reason = settle(result.state, value, result.reason, metric=metric)
-        changes.append((row.trial, replace(row.trial, state=state, value=value, reason=reason, ended_at=now)))
+        verdicts = list(result.verdicts) or None
+        ended_trial = replace(row.trial, state=state, value=value, reason=reason, ended_at=now, verdicts=verdicts)
+        changes.append((row.trial, ended_trial))
     attempts.end(connection, [row.id for row, _ in ended], AttemptState.FINISHED, now=now)
     trials.change(connection, changes, now=now)
 

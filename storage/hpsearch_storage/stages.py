@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, func, insert, or_, select, update
 
 from hpsearch.errors import Conflict
 from hpsearch.study import NewStage, Stage, StageState, Study, StudyState
@@ -90,6 +90,14 @@ def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | 
     query = _in_order(select(tables.stages), study, kinds)
     query = query.where(_stages.state == StageState.RUNNING, _stages.n_created < _stages.n_trials)
     return _with_studies(connection, query)
+
+
+def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> int:
+    """How many trials wait to be leased, those not created yet included."""
+    waiting = func.coalesce(func.sum(_stages.n_trials - _stages.n_created + _stages.n_queued), 0)
+    query = select(waiting).join(tables.studies, tables.studies.c.id == _stages.study_id)
+    query = query.where(_stages.state == StageState.RUNNING, *studies.chosen(study, kinds))
+    return int(connection.execute(query).scalar_one())
 
 
 def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -11,9 +13,21 @@ from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
-from hpsearch.study import Event, NewStage, Stage, StageState, Study, StudyState, Worker
-from hpsearch.trial import Attempt, Decision, Lease, Outcome, Report, Result, StepMetrics, Trial, TrialState
-from hpsearch_storage import attempts, events, leases, metrics, paging, results, stages, studies, trials, workers
+from hpsearch.study import Event, NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
+from hpsearch.trial import Attempt, Decision, HeldTrial, Lease, Outcome, Report, Result, StepMetrics, Trial, TrialState
+from hpsearch_storage import (
+    attempts,
+    events,
+    leases,
+    metrics,
+    paging,
+    preflights,
+    results,
+    stages,
+    studies,
+    trials,
+    workers,
+)
 from hpsearch_storage.engine import Database
 
 _STUDIES = "studies"
@@ -30,7 +44,13 @@ class SqlStore:
     # -- studies ----------------------------------------------------------------------------------------------
 
     def create_study(
-        self, spec: StudySpec, stage: NewStage, *, now: datetime, idempotency_key: str | None = None
+        self,
+        spec: StudySpec,
+        stage: NewStage,
+        *,
+        now: datetime,
+        idempotency_key: str | None = None,
+        preflight: bool = False,
     ) -> tuple[Study, bool]:
         """See Store."""
 
@@ -38,7 +58,7 @@ class SqlStore:
             while True:
                 if found := studies.find_same(connection, spec, idempotency_key):
                     return found, False
-                if study := studies.insert(connection, spec, idempotency_key, now=now):
+                if study := studies.insert(connection, spec, idempotency_key, preflight=preflight, now=now):
                     break
             opened = stages.open_(connection, study.id, 0, stage, now=now)
             events.append(connection, study.id, [_state_entry(study), opened], now=now)
@@ -68,6 +88,11 @@ class SqlStore:
                 return study
             if study.state.is_finished:
                 raise Conflict(f"the study {study.name!r} has ended as {study.state.value}: submit it under a new name")
+            if study.state == StudyState.PREFLIGHT and state == StudyState.PAUSED:
+                raise Conflict(f"the study {study.name!r} is in preflight: resume it to override that, or cancel it")
+            if study.state == StudyState.PREFLIGHT and state == StudyState.RUNNING:
+                before = preflights.of_study(connection, study_id)
+                preflights.write(connection, study_id, replace(before, status=PreflightStatus.OVERRIDDEN, token=None))
             ended_at = now if state.is_finished else None
             study = studies.set_state(connection, study_id, state, reason, ended_at=ended_at)
             if state.is_finished:
@@ -85,6 +110,39 @@ class SqlStore:
             studies.remove(connection, study_id)
 
         self._database.write(work)
+
+    # -- preflight --------------------------------------------------------------------------------------------
+
+    def preflight(self, study_id: int) -> Preflight:
+        """See Store."""
+        return self._database.read(lambda connection: preflights.of_study(connection, study_id))
+
+    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+        """See Store."""
+        if not self._database.read(studies.any_in_preflight):
+            return None
+        return self._database.write(lambda connection: preflights.claim(connection, worker, now=now, ttl=ttl))
+
+    def finish_preflight(
+        self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime
+    ) -> bool:
+        """See Store."""
+
+        def work(connection: Connection) -> bool:
+            study = studies.lock_one(connection, study_id)
+            before = preflights.of_study(connection, study_id)
+            if before.token != token:
+                return False
+            if before.status != PreflightStatus.RUNNING:
+                return True
+            preflights.write(connection, study_id, preflights.checked(before, checks, failed=failure is not None))
+            if study.state == StudyState.PREFLIGHT:
+                state = StudyState.RUNNING if failure is None else StudyState.PREFLIGHT
+                study = studies.set_state(connection, study_id, state, failure, ended_at=None)
+                events.append(connection, study_id, [_state_entry(study)], now=now)
+            return True
+
+        return self._database.write(work)
 
     # -- stages -----------------------------------------------------------------------------------------------
 
@@ -112,6 +170,16 @@ class SqlStore:
     ) -> list[tuple[Study, Stage]]:
         """See Store."""
         return self._database.read(lambda connection: stages.with_room(connection, study, kinds))
+
+    def demand(
+        self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
+    ) -> tuple[int, int]:
+        """See Store."""
+
+        def work(connection: Connection) -> tuple[int, int]:
+            return stages.n_waiting(connection, study, kinds), workers.n_others(connection, worker, since)
+
+        return self._database.read(work)
 
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
         """See Store."""
@@ -189,6 +257,10 @@ class SqlStore:
 
         return self._database.write(work)
 
+    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
+        """See Store."""
+        return self._database.read(lambda connection: results.held(connection, tokens))
+
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
         return self._database.write(lambda connection: _finish(connection, worker, results, now=now))
@@ -209,6 +281,22 @@ class SqlStore:
         return self._database.write(lambda connection: leases.reap(connection, max_lost=max_lost, now=now))
 
     # -- the log, the workers, the store itself ---------------------------------------------------------------
+
+    def test_reading(self, study_id: int) -> dict[str, Any] | None:
+        """See Store."""
+        return self._database.read(lambda connection: events.first_of(connection, study_id, "test"))
+
+    def log_test(self, study_id: int, reading: dict[str, Any], *, now: datetime) -> dict[str, Any]:
+        """See Store."""
+
+        def work(connection: Connection) -> dict[str, Any]:
+            studies.lock_one(connection, study_id)
+            before = events.first_of(connection, study_id, "test")
+            if before is None:
+                events.append(connection, study_id, [("test", reading)], now=now)
+            return before or reading
+
+        return self._database.write(work)
 
     def events(self, study_id: int, *, after: int, limit: int) -> list[Event]:
         """See Store."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, upd
 
 from hpsearch.errors import Conflict, NotFound
 from hpsearch.spec import StudySpec
-from hpsearch.study import Study, StudyState
+from hpsearch.study import PreflightStatus, Study, StudyState
 from hpsearch_storage import tables
 from hpsearch_storage.codec import decode_study, encode_study, same_study
 from hpsearch_storage.dialects import upsert
@@ -39,8 +39,8 @@ def find_same(connection: Connection, spec: StudySpec, key: str | None) -> Study
     return None
 
 
-def insert(connection: Connection, spec: StudySpec, key: str | None, *, now: datetime) -> Study | None:
-    """Add a running study; None if its name or key is taken (on PostgreSQL: was, while this waited)."""
+def insert(connection: Connection, spec: StudySpec, key: str | None, *, preflight: bool, now: datetime) -> Study | None:
+    """Add a study; None if its name or key is taken (on PostgreSQL: was, while this waited)."""
     row = connection.execute(
         upsert(connection, tables.studies)
         .values(
@@ -48,7 +48,8 @@ def insert(connection: Connection, spec: StudySpec, key: str | None, *, now: dat
             spec=encode_study(spec),
             kind=spec.objective.kind,
             metric=spec.metric.name,
-            state=StudyState.RUNNING,
+            state=StudyState.PREFLIGHT if preflight else StudyState.RUNNING,
+            preflight={"status": PreflightStatus.WAITING} if preflight else None,
             next_number=0,
             last_event=0,
             idempotency_key=key,
@@ -66,6 +67,12 @@ def named(connection: Connection, name: str) -> Study:
     if row is None:
         raise NotFound("study", name)
     return to_study(row)
+
+
+def any_in_preflight(connection: Connection) -> bool:
+    """Whether some study waits for its checks, or has them run."""
+    query = select(_studies.id).where(_studies.state == StudyState.PREFLIGHT).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Study]:

@@ -32,6 +32,7 @@ studies = Table(
     Column("idempotency_key", Words),
     Column("created_at", Moment, nullable=False),
     Column("ended_at", Moment),
+    Column("preflight", JsonText),  # status, checks, and who may finish them; null: skipped
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
     UniqueConstraint("idempotency_key"),
@@ -81,6 +82,7 @@ trials = Table(
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column("verdicts", JsonText),  # null: none
     PrimaryKeyConstraint("id"),
     ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
     ForeignKeyConstraint(["stage_id"], ["stages.id"], ondelete="CASCADE"),

@@ -41,6 +41,7 @@ class TrialRow:
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    verdicts: list[dict[str, Any]] | None
 
     def shown(self) -> Trial:
         """The trial as others see it."""
@@ -57,6 +58,7 @@ class TrialRow:
             created_at=self.created_at,
             started_at=self.started_at,
             ended_at=self.ended_at,
+            verdicts=tuple(self.verdicts or ()),
         )
 
     def entry(self) -> Entry:
@@ -73,7 +75,7 @@ class TrialRow:
 
 
 _FIELDS = tuple(field.name for field in fields(TrialRow))
-_CHANGING = ("state", "value", "reason", "n_attempts", "n_lost", "worker", "started_at", "ended_at")
+_CHANGING = ("state", "value", "reason", "n_attempts", "n_lost", "worker", "started_at", "ended_at", "verdicts")
 
 
 def select_rows() -> Select[Any]:

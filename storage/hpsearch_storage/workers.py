@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, exists, func, select, update
 
 from hpsearch.store import WorkerHello
 from hpsearch.study import Worker
@@ -41,3 +41,12 @@ def every(connection: Connection) -> list[Worker]:
         select(tables.workers, held.label("n_leases")).order_by(workers.last_seen.desc(), workers.name)
     )
     return [Worker(row.name, row.info, row.first_seen, row.last_seen, row.n_leases) for row in rows]
+
+
+def n_others(connection: Connection, name: str, since: datetime) -> int:
+    """How many other workers were heard of since then and hold nothing."""
+    attempts, workers = tables.attempts.c, tables.workers.c
+    holds = exists().where(attempts.worker == workers.name, attempts.state == AttemptState.RUNNING)
+    query = select(func.count()).select_from(tables.workers)
+    query = query.where(workers.last_seen >= since, workers.name != name, ~holds)
+    return connection.execute(query).scalar_one()

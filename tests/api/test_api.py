@@ -244,7 +244,7 @@ def test_workers_are_listed(client: TestClient) -> None:
 
 def test_a_long_poll_ends_when_nothing_comes(client: TestClient) -> None:
     body = {"worker": "v", "wait_seconds": 0.3}  # external studies are handed out only where they are named
-    assert client.post("/api/v1/leases", json=body).json() == {"leases": []}
+    assert client.post("/api/v1/leases", json=body).json()["leases"] == []
 
 
 def test_health(client: TestClient) -> None:
@@ -252,12 +252,92 @@ def test_health(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
+def train_study(name: str = "t") -> dict[str, Any]:
+    objective = {"kind": "train", "data": {"source": "digits"}}
+    metric = {"name": "val_accuracy", "direction": "maximize"}
+    return {
+        "name": name,
+        "objective": objective,
+        "metric": metric,
+        "space": {"lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True}},
+        "stages": [{"name": "coarse", "trials": 5, "epochs": 2}],
+    }
+
+
+def check(client: TestClient, status: str) -> dict[str, Any]:
+    body = {"worker": "w", "kinds": ["train", "preflight"]}
+    (task,) = client.post("/api/v1/leases", json=body).json()["preflights"]
+    found = [{"name": "initial_loss", "status": status, "message": "2.3 is ln C", "numbers": {"loss": "NaN", "n": 10}}]
+    checks = {"worker": "w", "token": task["token"], "checks": found}
+    assert client.post("/api/v1/studies/t/preflight", json=checks).json() == {"accepted": True}
+    return dict(task)
+
+
+def test_a_study_is_checked_before_it_spends_anything(app_client: TestClient) -> None:
+    study = app_client.post("/api/v1/studies", json=train_study()).json()
+    assert (study["state"], study["preflight"]) == ("preflight", "waiting")
+    assert app_client.post("/api/v1/leases", json={"worker": "v"}).json()["leases"] == []
+    task = check(app_client, "warn")
+    assert task["objective"]["kind"] == "train"
+    assert task["space"] == {"lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True}}
+    checks = app_client.get("/api/v1/studies/t/preflight").json()
+    assert (checks["status"], checks["worker"]) == ("passed", "w")
+    assert checks["items"][0]["numbers"] == {"loss": "NaN", "n": 10.0}
+    assert app_client.get("/api/v1/studies/t").json()["state"] == "running"
+    assert len(app_client.post("/api/v1/leases", json={"worker": "v"}).json()["leases"]) == 1
+    assert "ln C" in app_client.get("/studies/t").text
+
+
+def test_a_failed_check_holds_a_study_until_it_is_resumed(app_client: TestClient) -> None:
+    app_client.post("/api/v1/studies", json=train_study())
+    check(app_client, "fail")
+    study = app_client.get("/api/v1/studies/t").json()
+    assert (study["state"], study["preflight"]) == ("preflight", "failed")
+    assert "initial_loss: 2.3 is ln C" in study["reason"]
+    assert "Start in spite of the checks" in app_client.get("/studies/t").text
+    assert app_client.post("/api/v1/studies/t/resume").json()["state"] == "running"
+    assert app_client.get("/api/v1/studies/t/preflight").json()["status"] == "overridden"
+    stale = {"worker": "w", "token": "nonsense", "checks": []}
+    assert app_client.post("/api/v1/studies/t/preflight", json=stale).json() == {"accepted": False}
+
+
+def test_a_study_may_do_without_checks(app_client: TestClient) -> None:
+    study = app_client.post("/api/v1/studies", json={**train_study(), "preflight": False}).json()
+    assert (study["state"], study["preflight"]) == ("running", "skipped")
+
+
+def test_verdicts_are_given_kept_and_found(app_client: TestClient) -> None:
+    app_client.post("/api/v1/studies", json={**train_study(), "preflight": False})
+    (item,) = app_client.post("/api/v1/leases", json={"worker": "w"}).json()["leases"]
+    curve = [(2.30, 2.31, 0.10, 0.11), (0.8, 1.2, 0.75, 0.60), (0.1, 2.2, 0.99, 0.58), (0.01, 3.5, 1.0, 0.55)]
+    names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    reports = [
+        {"token": item["token"], "step": step, "metrics": dict(zip(names, values, strict=True))}
+        for step, values in enumerate(curve, 1)
+    ]
+    app_client.post("/api/v1/leases/report", json={"worker": "w", "reports": reports})
+    assert finish(app_client, item["token"], 0.55)["accepted"]
+    trial = app_client.get("/api/v1/studies/t/trials/0").json()
+    assert "overfitting" in [verdict["name"] for verdict in trial["verdicts"]]
+    overfitting = next(v for v in trial["verdicts"] if v["name"] == "overfitting")
+    assert overfitting["epoch"] in (2, 3)
+    assert overfitting["advice"]
+    url = "/api/v1/studies/t/trials"
+    assert [t["number"] for t in app_client.get(url, params={"verdict": "overfitting"}).json()["items"]] == [0]
+    assert app_client.get(url, params={"verdict": "dead_units"}).json()["items"] == []
+    assert_problem(app_client.get(url, params={"verdict": "nope"}), 422, "nope")
+    assert "overfitting" in app_client.get("/studies/t/trials/0").text
+    assert "overfitting" in app_client.get(url, headers={"Accept": "text/csv"}).text
+
+
 CALLS = [
     "POST /api/v1/studies", "GET /api/v1/studies", "GET /api/v1/studies/{name}", "POST /api/v1/studies/{name}/pause",
     "POST /api/v1/studies/{name}/resume", "POST /api/v1/studies/{name}/cancel", "DELETE /api/v1/studies/{name}",
     "GET /api/v1/studies/{name}/trials", "POST /api/v1/studies/{name}/trials",
     "GET /api/v1/studies/{name}/trials/{number}", "GET /api/v1/studies/{name}/trials/{number}/metrics",
-    "GET /api/v1/studies/{name}/stages", "GET /api/v1/studies/{name}/flags", "GET /api/v1/studies/{name}/best",
+    "GET /api/v1/studies/{name}/stages",
+    "GET /api/v1/studies/{name}/preflight", "POST /api/v1/studies/{name}/preflight",
+    "GET /api/v1/studies/{name}/flags", "GET /api/v1/studies/{name}/best",
     "GET /api/v1/studies/{name}/figures", "GET /api/v1/studies/{name}/figures/{kind}",
     "GET /api/v1/studies/{name}/events", "POST /api/v1/leases", "POST /api/v1/leases/report",
     "POST /api/v1/leases/finish", "POST /api/v1/leases/release", "GET /api/v1/workers", "GET /healthz", "GET /readyz",

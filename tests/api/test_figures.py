@@ -216,7 +216,14 @@ def test_curves_of_a_training_study_know_its_metrics_before_the_first_report() -
     study = spec({"lr": LR}, kind="train")
     figure = make_figure("curves", FigureData(study, stages(study), []), {"metric": "train_loss"})
     assert figure.layout.xaxis.title.text == "epoch"
-    assert figure.layout.meta["metrics"] == ["val_accuracy", "train_loss", "val_loss", "train_accuracy"]
+    assert figure.layout.meta["metrics"] == [
+        "val_accuracy",
+        "train_loss",
+        "val_loss",
+        "train_accuracy",
+        "val_top5_accuracy",
+        "val_macro_f1",
+    ]
 
 
 def test_curves_keep_to_the_running_and_the_best_and_say_so() -> None:

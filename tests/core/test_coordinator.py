@@ -110,10 +110,21 @@ def test_what_a_trial_samples_does_not_depend_on_who_asks_and_how() -> None:
         coordinator = Coordinator(MemoryStore())
         coordinator.submit(spec())
         for i, capacity in enumerate(capacities):
-            assert len(ask(coordinator, capacity, worker=f"w{i}")) == capacity
+            ask(coordinator, capacity, worker=f"w{i}")
         seen.append({t.number: t.params for t in trials(coordinator) if t.number < 20})
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 20
+
+
+def test_the_last_trials_are_shared_among_the_workers(coordinator: Coordinator) -> None:
+    coordinator.submit(spec())
+    coordinator.set_state("s", StudyState.PAUSED)
+    assert ask(coordinator, 100, worker="a") == ask(coordinator, 100, worker="b") == []
+    coordinator.set_state("s", StudyState.RUNNING)
+    assert len(ask(coordinator, 100, worker="a")) == 10  # of 20, for two that wait
+    assert len(ask(coordinator, 100, worker="a")) == 10, "what it holds it gets back"
+    assert len(ask(coordinator, 7, worker="b")) == 7
+    assert len(ask(coordinator, 100, worker="c")) == 3, "nobody else waits"
 
 
 def test_a_lease_tells_all_that_training_needs(coordinator: Coordinator) -> None:

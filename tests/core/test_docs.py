@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from hpsearch.cli import app
-from hpsearch.objective import CsvData, NpzData, ParquetData, TrainObjective
+from hpsearch.objective import TaskObjective, TrainObjective
+from hpsearch.objective.data import CsvData, NpzData, ParquetData
+from hpsearch.objective.models import CnnModel, LinearModel, MlpModel, ResnetModel
 from hpsearch.spec import StageSpec, StudySpec, parse_study
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,10 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_every_key_of_a_study_is_described() -> None:
     text = (DOCS / "study.md").read_text()
-    named = [*StudySpec.model_fields, *StageSpec.model_fields, *keys(TrainObjective)]
+    named = [*StudySpec.model_fields, *StageSpec.model_fields, *keys(TrainObjective), *keys(TaskObjective)]
+    named.remove("model")
+    for model in (LinearModel, MlpModel, CnnModel, ResnetModel):
+        named += [f"model.{name}" for name in model.model_fields]
     for data in (ParquetData, NpzData, CsvData):
         named += [f"data.{name}" for name in data.model_fields]
     for name in named:

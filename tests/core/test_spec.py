@@ -10,6 +10,7 @@ import pytest
 from hpsearch.document import parse_yaml
 from hpsearch.errors import InvalidInput, InvalidSpec
 from hpsearch.objective import TrainObjective
+from hpsearch.objective.models import MlpModel
 from hpsearch.spec import StudySpec, load_study, parse_study
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,20 @@ def remove(*path: str | int) -> Callable[[dict[str, Any]], None]:
         (put("stages", value=[]), "stages", ["at least 1"]),
         (put("stages", 0, value={"name": "coarse"}), "stages.0", ["no budget"]),
         (put("stages", 0, "top", value=3), "stages.0", ["both trials and top"]),
-        (put("stages", 0, "seeds", value=3), "stages.0", ["seeds", "top"]),
+        (put("stages", 0, "folds", value=1), "stages.0.folds", ["1", "greater than or equal to 2"]),
+        (
+            put("objective", "optimizer", value={"schedule": {"kind": "cosine", "warmup_epochs": 3}}),
+            "stages.0.epochs",
+            ["warmup_epochs 3", "longer than the 1 epochs"],
+        ),
+        (
+            put("objective", "preprocess", value=[{"kind": "pca", "components": 3, "variance": 0.9}]),
+            "objective.preprocess.0",
+            ["components or variance"],
+        ),
+        (put("objective", "preprocess", value=["zero_maen"]), "objective.preprocess.0", ["did you mean 'zero_mean'"]),
+        (put("objective", "model", "kind", value="cnm"), "objective.model.kind", ["did you mean 'cnn'"]),
+        (put("objective", "loss", value={"kind": "mse"}), "metric.name", ["never reports", "val_mae"]),
         (put("stages", 0, value={"name": "first", "top": 3, "epochs": 1}), "stages.0.top", ["no parent"]),
         (remove("stages", 0, "epochs"), "stages.0.epochs", ["no budget of epochs"]),
         (put("stages", 0, "trials", value=0), "stages.0.trials", ["0", "greater than or equal to 1"]),
@@ -196,6 +210,6 @@ def test_params_are_set_at_their_dotted_paths() -> None:
     changed = objective.with_params({"lr": 0.5, "reg": 2.0, "model.hidden": [10, 20], "batch_size": 7})
     assert changed.optimizer.lr == 0.5
     assert changed.regularization.l2 == 2.0
-    assert changed.model.hidden == [10, 20]
+    assert changed.model == MlpModel(kind="mlp", hidden=[10, 20])
     assert changed.batch_size == 7
     assert objective.batch_size == 100

@@ -17,7 +17,6 @@ from hpsearch.errors import DataError
 from hpsearch.objective import TrainObjective
 from hpsearch.training import Dataset, load_dataset
 from hpsearch.training.data import stratified
-from hpsearch.training.preprocessing import preprocess
 
 
 @pytest.fixture(autouse=True)
@@ -117,14 +116,6 @@ def test_no_validation_split() -> None:
 
 
 # Preprocessing --------------------------------------------------------------------------------------------------------
-
-
-def test_zero_mean_takes_its_statistics_from_the_training_split_alone() -> None:
-    train = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
-    validation = torch.tensor([[100.0, 100.0]])
-    train, validation = preprocess(["zero_mean"], train, validation)
-    assert train.tolist() == [[-1.0, -10.0], [1.0, 10.0]]
-    assert validation.tolist() == [[98.0, 80.0]]
 
 
 def test_zero_mean_is_the_mean_image() -> None:

@@ -1,6 +1,7 @@
 """Packs: equal to trials alone and to a plain torch loop; divergence, leaving, stopping."""
 
 import math
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpsearch.objective import TrainObjective
+from hpsearch.errors import OutOfMemory
+from hpsearch.objective import CLASSIFICATION_METRICS, REGRESSION_METRICS, TrainObjective
 from hpsearch.training import Dataset, EpochResult, Interrupted, Member, Pack, load_dataset, shape_key
+from hpsearch.training.devices import memory_budget
 from hpsearch.training.samples import Samples
 from hpsearch.training.streams import Purpose, torch_stream
 
@@ -143,15 +146,13 @@ def test_a_whole_training_equals_a_plain_torch_loop() -> None:
         with torch.no_grad():
             scores = net(splits.validation.samples)
         (result,) = pack.train_epoch()
-        assert result.metrics == pytest.approx(
-            {
-                "train_loss": total / 20,
-                "train_accuracy": correct / 20,
-                "val_loss": cross_entropy(scores, splits.validation.labels).item(),
-                "val_accuracy": (scores.argmax(1) == splits.validation.labels).float().mean().item(),
-            },
-            rel=1e-4,
-        )
+        expected = {
+            "train_loss": total / 20,
+            "train_accuracy": correct / 20,
+            "val_loss": cross_entropy(scores, splits.validation.labels).item(),
+            "val_accuracy": (scores.argmax(1) == splits.validation.labels).float().mean().item(),
+        }
+        assert {name: result.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
         assert result.epoch == epoch
 
 
@@ -243,7 +244,7 @@ def test_a_growing_penalty_alone_is_divergence() -> None:
     )
     results = [result for epoch in train(Pack([Member(o, 0)], dataset, data_seed=0, epochs=5), 5) for result in epoch]
     assert results[-1].diverged is not None
-    assert "L2 penalty" in results[-1].diverged
+    assert " penalty)" in results[-1].diverged
 
 
 def test_dropping_is_harmless_twice_and_everyone_may_leave(digits: Dataset) -> None:
@@ -298,3 +299,110 @@ def test_shape_key_holds_what_tensors_depend_on() -> None:
         objective(data={"source": "digits", "validation": 100}),
     ]
     assert len({shape_key(o) for o in [base, *others]}) == 5
+
+
+# Every system, in company and alone
+
+
+def images(n_train: int = 26, n_validation: int = 10) -> Dataset:
+    """Random images of 6 × 6 pixels and two channels in three classes."""
+    rng = np.random.default_rng(0)
+    n = n_train + n_validation
+    samples = Samples(rng.normal(size=(n, 6, 6, 2)).astype(np.float32), np.arange(n) % 3, 3)
+    return Dataset(samples, np.arange(n_train), np.arange(n_train, n), device="cpu")
+
+
+MLP = {"kind": "mlp", "hidden": [5]}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    **{a: {"model": {**MLP, "activation": a}} for a in ("sigmoid", "tanh", "leaky_relu", "prelu", "elu", "maxout")},
+    **{a: {"model": {**MLP, "activation": a}} for a in ("gelu", "silu")},
+    **{init: {"model": {**MLP, "init": init}} for init in ("zeros", "xavier", "he_uniform", "orthogonal", "torch")},
+    **{k: {"optimizer": {"kind": k}} for k in ("momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")},
+    **{k: {"optimizer": {"schedule": {"kind": k}}} for k in ("step", "cosine", "linear", "one_cycle")},
+    "warm-up": {"optimizer": {"schedule": {"warmup_epochs": 1.5}}},
+    "clip": {"optimizer": {"clip_norm": 0.5}},
+    "l1": {"regularization": {"l1": 0.01}},
+    "weight decay": {"regularization": {"weight_decay": 0.1}},
+    "smoothing": {"loss": {"label_smoothing": 0.2}},
+    "hinge": {"loss": {"kind": "hinge"}},
+    "linear": {"model": {"kind": "linear"}},
+    "norm": {"model": {**MLP, "batch_norm": True}},
+    "norm after": {"model": {**MLP, "batch_norm": "after"}},
+    "dropout": {"model": {**MLP, "dropout": 0.3}},
+    "cnn": {"model": {"kind": "cnn", "channels": [3, 4], "batch_norm": True, "dropout": 0.2}},
+    "resnet": {"model": {"kind": "resnet", "channels": [3, 4], "batch_norm": True}},
+    "augment": {"augment": {"flip": True, "crop": 1}},
+    "preprocess": {"preprocess": ["standardize", {"kind": "pca", "components": 7}]},
+}
+
+
+@pytest.mark.parametrize("keys", SYSTEMS.values(), ids=SYSTEMS.keys())
+def test_every_system_is_the_same_in_company_and_alone(keys: dict[str, Any]) -> None:
+    dataset = images()
+    trials = members(5, objective(**{"model": MLP, "batch_size": 8, **keys}))
+    pack = Pack(trials, dataset, data_seed=5, epochs=4)
+    packed = train(pack, 2)
+    pack.drop(1)
+    packed += train(pack, 2)
+    for k, trial in enumerate(trials):
+        own = [result for epoch in packed for result in epoch if result.member == k]
+        alone = Pack([trial], dataset, data_seed=5, epochs=4)
+        for one, (other,) in zip(own, train(alone, 4), strict=k != 1):
+            assert one.diverged is None
+            losses = [name for name in one.metrics if name.endswith("loss")]
+            assert {n: one.metrics[n] for n in losses} == pytest.approx(
+                {n: other.metrics[n] for n in losses}, rel=2e-4, abs=1e-6
+            )
+
+
+def test_regression_has_metrics_of_its_own() -> None:
+    dataset = images()
+    o = objective(model={"kind": "linear"}, loss={"kind": "mse"}, batch_size=8, optimizer={"lr": 1e-4})
+    split = dataset.prepared(o.preprocess).train
+    object.__setattr__(split, "labels", split.samples.flatten(1).sum(1))  # a target that a linear model can learn
+    validation = dataset.prepared(o.preprocess).validation
+    object.__setattr__(validation, "labels", validation.samples.flatten(1).sum(1))
+    results = train(Pack([Member(o, 0)], dataset, data_seed=0, epochs=60), 60)
+    assert set(REGRESSION_METRICS) <= set(results[0][0].metrics)
+    assert results[-1][0].metrics["train_loss"] < results[0][0].metrics["train_loss"]
+
+
+def test_the_metrics_are_those_that_are_promised(digits: Dataset) -> None:
+    (first, second) = train(Pack([Member(objective(), 0)], digits, data_seed=0, epochs=2), 2)
+    assert set(second[0].metrics) == set(CLASSIFICATION_METRICS)
+    diagnosed = {name for name in first[0].metrics if name.startswith("diag/")}
+    assert {"diag/update_ratio", "diag/gradient_norm", "diag/initial_loss", "diag/chance_loss"} <= diagnosed
+    assert first[0].metrics["diag/chance_loss"] == pytest.approx(math.log(10))
+    assert set(first[0].metrics) - diagnosed == set(CLASSIFICATION_METRICS)
+
+
+def test_diagnostics_change_nothing(digits: Dataset) -> None:
+    def losses(diagnose: bool) -> list[float]:
+        pack = Pack(members(3, objective()), digits, data_seed=0, epochs=3, diagnose=diagnose)
+        return [result.metrics["train_loss"] for epoch in train(pack, 3) for result in epoch]
+
+    assert losses(True) == losses(False)
+
+
+def test_rows_that_left_late_are_not_worth_taking_out() -> None:
+    dataset = images()  # one minibatch per epoch
+    pack = Pack(members(4, objective(model=MLP)), dataset, data_seed=0, epochs=3)
+    pack.train_epoch()
+    pack.train_epoch()
+    pack.drop(2)
+    assert [result.member for result in pack.train_epoch()] == [0, 1, 3]
+    assert len(pack.model.parameters[0].value) == 4
+    assert pack.live == [0, 1, 3]
+
+
+def test_a_pack_that_does_not_fit_says_so(digits: Dataset) -> None:
+    wide = objective(model={"kind": "mlp", "hidden": [65_536, 65_536, 65_536]})
+    if memory_budget("cpu") > 1 << 40:
+        pytest.skip("this machine has terabytes")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+    try:
+        with pytest.raises(OutOfMemory, match="a pack of 2 trials does not fit into the memory of cpu"):
+            Pack([Member(wide, 0), Member(wide, 1)], digits, data_seed=0, epochs=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

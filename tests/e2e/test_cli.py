@@ -34,6 +34,8 @@ def test_run_trains_a_study_and_shows_the_winner(house: House, spec: Path) -> No
     assert "hpsearch replay digits" in run.output
     assert "fine" in run.output
     assert "flags" in run.output or "⚑" in run.output
+    assert "verdicts: " in run.output
+    assert "preflight ✓ " in run.output
     again = house.run("run", str(spec), "--port", "0", "--json")
     assert again.popen.wait(60) == 0
     document = json.loads(again.output)
@@ -44,6 +46,21 @@ def test_run_trains_a_study_and_shows_the_winner(house: House, spec: Path) -> No
     last = json.loads(replay.output)["steps"][-1]
     assert last["replayed"]["val_accuracy"] == pytest.approx(document["best"]["value"], abs=1e-6)
     assert last["replayed"] == pytest.approx(last["recorded"], rel=1e-4)
+
+
+def test_the_test_split_is_read_once_and_logged(house: House, spec: Path) -> None:
+    objective = {"kind": "train", "data": {"source": "digits", "test": 200}, "model": {"kind": "linear"}}
+    run = house.run("run", str(write(spec, objective=objective)), "--workers", "1", "--port", "0")
+    assert run.popen.wait(60) == 0, run.output
+    first = house.run("test", "digits", "--json")
+    assert first.popen.wait(60) == 0, first.output
+    reading = json.loads(first.output)
+    assert reading["metrics"]["test_accuracy"] > 0.5
+    again = house.run("test", "digits", "--json")
+    assert again.popen.wait(60) == 0
+    assert json.loads(again.output) == reading
+    without = house.run("test", "other")
+    assert without.popen.wait(60) == 2
 
 
 def test_an_interrupted_run_goes_on_where_it_was(house: House, spec: Path) -> None:
@@ -114,15 +131,20 @@ def test_a_wrong_spec_is_one_sentence_and_status_2(
         ({"source": "digits", "validation": 5000}, "5000"),
     ],
 )
-def test_data_that_cannot_be_used_fails_the_study_with_status_1(
+def test_data_that_cannot_be_used_holds_the_study_with_status_1(
     house: House, spec: Path, data: dict[str, Any], words: str
 ) -> None:
     (house.folder / "bad.csv").write_text("a,label\n1,x\nnan,y\n")
     run = house.run("run", str(write(spec, objective={"kind": "train", "data": data})), "--workers", "1", "--port", "0")
     assert run.popen.wait(60) == 1, run.output
     assert words in run.output
-    assert "failed" in run.output
+    assert "preflight ✗ data" in run.output
+    assert "run with --override" in run.output
     assert "Traceback" not in run.output
+    anyway = house.run("run", str(spec), "--workers", "1", "--port", "0", "--override")
+    assert anyway.popen.wait(60) == 1, anyway.output
+    assert "no trial of the stage 'coarse' completed" in anyway.output
+    assert words in anyway.output
 
 
 def test_a_port_in_use_is_named(house: House, spec: Path) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 POINTS = """kind => document.querySelector(`[data-figure=${kind}] .plot-area`)._fullData
   ?.filter(trace => trace.customdata).reduce((n, trace) => n + trace.x.length, 0) ?? 0"""
 
@@ -108,18 +107,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        installed = [Path("/usr/bin/chromium"), Path(playwright.chromium.executable_path)]
-        found = next((path for path in installed if path.exists()), None)
-        if found is None:
-            pytest.fail("Chromium is missing: `make test` installs it")
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -71,6 +72,33 @@ def test_a_killed_workers_trials_are_finished_exactly_once(house: House, store_u
     steps = [row["step"] for row in study.metrics(hit[0]["number"])]
     assert steps == list(range(1, 13))
     assert other.stop() == 0
+
+
+def test_a_retried_trial_goes_on_from_its_checkpoint(house: House, sqlite_url: str) -> None:
+    """The retry must come to the numbers of a trial that was never lost, and must not begin at epoch 1 again."""
+    env = {"HPSEARCH_CHECKPOINTS": str(house.folder / "checkpoints")}
+    _, client = house.serve(sqlite_url, "--lease-seconds", "2")
+    stages = [{"name": "only", "trials": 2, "epochs": 40}]
+    study = client.submit({**long_study(), "stages": stages, "preflight": False})
+    options = ("--pack", "2", "--checkpoint-seconds", "0.5")
+    first = house.worker(client, "first", *options, env=env)
+    eventually(lambda: [t for t in study.trials() if t["step"] >= 8], 60, lambda: first.output)
+    first.stop(signal.SIGKILL)
+    reached = max(t["step"] for t in study.trials())
+    second = house.worker(client, "second", *options, env=env)
+    fewest = reached
+    while study.state == "running":
+        fewest = min(fewest, len(study.metrics(0)))
+    assert second.stop() == 0
+    assert 1 < fewest <= reached < 40, "a trial that began anew would have gone back to one step"
+    for trial in study.trials():
+        assert trial["n_attempts"] == 2
+        assert [row["step"] for row in study.metrics(trial["number"])] == list(range(1, 41))
+    assert list(house.folder.glob("checkpoints/*/*.ckpt")) == []
+    replay = house.run("replay", study.name, "0", "--store", sqlite_url, "--json")
+    assert replay.popen.wait(100) == 0, replay.output
+    last = json.loads(replay.output)["steps"][-1]
+    assert last["replayed"] == pytest.approx(last["recorded"], rel=1e-3)
 
 
 def test_results_survive_a_killed_server(house: House, store_url: str) -> None:

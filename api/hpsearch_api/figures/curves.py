@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from hpsearch.document import unknown
 from hpsearch.errors import InvalidInput, NotFound
-from hpsearch.objective import TRAIN_METRICS
+from hpsearch.objective import TrainObjective, train_metrics
 from hpsearch.trial import StepMetrics, Trial, TrialState
 from hpsearch_api.figures.data import FigureData
 from hpsearch_api.figures.scales import spans_decades
@@ -120,8 +120,8 @@ def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -
 def metric_names(data: FigureData, reported: list[StepMetrics]) -> list[str]:
     """What curves can be drawn of: the study's metric first."""
     names = dict.fromkeys([data.spec.metric.name])
-    if data.spec.objective.kind == "train":
-        names |= dict.fromkeys(TRAIN_METRICS)
+    if isinstance(data.spec.objective, TrainObjective):
+        names |= dict.fromkeys(train_metrics(data.spec.objective))
     for step in reported:
         names |= dict.fromkeys(step.values)
     return list(names)

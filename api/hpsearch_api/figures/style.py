@@ -69,7 +69,7 @@ def metric_title(data: FigureData, name: str | None = None) -> str:
 
 def step_title(data: FigureData) -> str:
     """What a step is called."""
-    return "epoch" if data.spec.objective.kind == "train" else "step"
+    return "epoch" if data.spec.objective.kind in ("train", "task") else "step"
 
 
 def finish(fig: go.Figure, *, title: str, notes: list[str], height: int) -> go.Figure:

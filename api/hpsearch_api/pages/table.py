@@ -12,6 +12,7 @@ from hpsearch.errors import InvalidInput
 from hpsearch.spec import StudySpec
 from hpsearch.store import TrialQuery
 from hpsearch.trial import TrialState
+from hpsearch.verdicts import NAMES
 
 PAGE_SIZES = (25, 50, 100, 250)
 MAX_PARAM_COLUMNS = 16
@@ -36,18 +37,26 @@ class Table:
     sort: str
     stage: str | None = None
     state: str | None = None
+    verdict: str | None = None
     limit: int = PAGE_SIZES[0]
     after: str | None = None
 
     def query(self) -> TrialQuery:
         """What to ask of the store."""
         states = (TrialState(self.state),) if self.state else ()
-        return TrialQuery(stage=self.stage, states=states, sort=self.sort, limit=self.limit, after=self.after)
+        return TrialQuery(
+            stage=self.stage,
+            states=states,
+            verdict=self.verdict,
+            sort=self.sort,
+            limit=self.limit,
+            after=self.after,
+        )
 
     def address(self, **changes: Any) -> str:
         """The query string of this table with something changed; a change begins at the first page again."""
         table = replace(self, **({"after": None} | changes))
-        shown = {name: getattr(table, name) for name in ("stage", "state", "sort", "limit", "after")}
+        shown = {name: getattr(table, name) for name in ("stage", "state", "verdict", "sort", "limit", "after")}
         return "?" + urlencode({name: value for name, value in shown.items() if value is not None})
 
     def order(self, column: Column) -> str:
@@ -61,10 +70,12 @@ class Table:
         falling = not self.sort.startswith("-") if self.order(column) != "none" else column.falling_first
         return self.address(sort=f"-{column.key}" if falling else column.key)
 
-    def matching(self, stages: list[dict[str, Any]]) -> int:
-        """How many trials there are on all pages, from the stages' counts."""
+    def matching(self, stages: list[dict[str, Any]]) -> int | None:
+        """How many trials there are on all pages, from the stages' counts; None where those do not tell."""
+        if self.verdict is not None:
+            return None
         chosen = [stage["counts"] for stage in stages if self.stage in (None, stage["name"])]
-        return sum(n for counts in chosen for state, n in counts.items() if self.state in (None, state))
+        return sum(int(n) for counts in chosen for state, n in counts.items() if self.state in (None, state))
 
 
 def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
@@ -80,12 +91,16 @@ def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
         *(Column(f"params.{name}", name, True) for name in list(spec.space)[:MAX_PARAM_COLUMNS]),
         Column("stage", "Stage", False),
         Column("state", "State", False),
+        Column("verdicts", "Verdicts", False),
         Column("step", "Step", True, falling_first=True),
         Column("ended_at", "Ended", False, falling_first=True),
     )
     state = query.get("state") or None
     if state is not None and state not in list(TrialState):
         raise InvalidInput(unknown(state, [s.value for s in TrialState], what="state"))
+    verdict = query.get("verdict") or None
+    if verdict is not None and verdict not in NAMES:
+        raise InvalidInput(unknown(verdict, list(NAMES), what="verdict"))
     size = query.get("limit") or str(PAGE_SIZES[0])
     if size not in map(str, PAGE_SIZES):
         raise InvalidInput(f"limit {size!r} is no page size: give one of {', '.join(map(str, PAGE_SIZES))}")
@@ -95,6 +110,7 @@ def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
         sort=query.get("sort") or ("-value" if falling else "value"),
         stage=query.get("stage") or None,
         state=state,
+        verdict=verdict,
         limit=int(size),
         after=query.get("after") or None,
     )

@@ -35,6 +35,10 @@ async def lease(
     deadline = time.monotonic() + body.wait_seconds
     while True:
         bell = changes.bell()
+        if body.kinds and "preflight" in body.kinds:
+            claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker)
+            if claimed is not None:
+                return {"leases": [], "preflights": [views.preflight_lease(*claimed)]}
         assignments = await run_in_threadpool(
             coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
         )

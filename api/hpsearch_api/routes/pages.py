@@ -16,12 +16,13 @@ from starlette.staticfiles import StaticFiles
 from hpsearch.errors import NotFound
 from hpsearch.study import Study
 from hpsearch.trial import TrialState
+from hpsearch.verdicts import NAMES
 from hpsearch_api.deps import TheCoordinator, TheStudy, check_text
 from hpsearch_api.figures import KINDS
 from hpsearch_api.pages import part, render
 from hpsearch_api.pages.render import STATIC
 from hpsearch_api.pages.table import PAGE_SIZES, read_table
-from hpsearch_api.views import study_view, trial_detail, trial_view, worker_view
+from hpsearch_api.views import preflight_view, study_view, trial_detail, trial_view, worker_view
 
 router = APIRouter(include_in_schema=False)
 
@@ -48,13 +49,14 @@ def studies_part(coordinator: TheCoordinator, after: str | None = None) -> HTMLR
 def study_page(request: Request, coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
     """One study: what it found, how far it is, its figures, its trials."""
     view = study_view(coordinator, study)
-    return render("study.html", figures=True, kinds=list(KINDS.values()), **_trials(request, coordinator, study, view))
+    table = _trials(request, coordinator, study, view)
+    return render("study.html", figures=True, kinds=list(KINDS.values()), checks=_checks(coordinator, study), **table)
 
 
 @router.get("/studies/{name}/parts/summary", response_class=HTMLResponse)
 def summary_part(coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
     """Headline, progress, stages and flags."""
-    return part("summary.html", study=study_view(coordinator, study))
+    return part("summary.html", study=study_view(coordinator, study), checks=_checks(coordinator, study))
 
 
 @router.get("/studies/{name}/parts/trials", response_class=HTMLResponse)
@@ -128,6 +130,11 @@ def _plotly_script(*, packed: bool) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if packed else data
 
 
+def _checks(coordinator: TheCoordinator, study: Study) -> list[dict[str, Any]]:
+    checks: list[dict[str, Any]] = preflight_view(coordinator.store.preflight(study.id))["items"]
+    return checks
+
+
 def _studies(coordinator: TheCoordinator, after: str | None) -> dict[str, Any]:
     cursor = None if after is None else check_text(after, "query.after")
     page = coordinator.store.studies(limit=STUDIES_PER_PAGE, after=cursor)
@@ -147,6 +154,7 @@ def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: d
         "matching": table.matching(view["stages"]),
         "page_sizes": PAGE_SIZES,
         "states": [state.value for state in TrialState],
+        "verdicts": NAMES,
     }
 
 

@@ -14,7 +14,7 @@ from hpsearch.spec import StudySpec, parse_study
 from hpsearch.study import StudyState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, check_text
-from hpsearch_api.models import BestView, FlagView, Items, StageView, StudyView
+from hpsearch_api.models import Accepted, BestView, ChecksRequest, FlagView, Items, PreflightView, StageView, StudyView
 
 router = APIRouter(prefix="/api/v1/studies", tags=["studies"], responses=PROBLEMS)
 
@@ -87,7 +87,7 @@ def pause(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
 
 @router.post("/{name}/resume", response_model=StudyView)
 def resume(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
-    """Hand out trials again."""
+    """Hand out trials again; in preflight: start in spite of the checks."""
     return views.study_view(coordinator, coordinator.set_state(name, StudyState.RUNNING))
 
 
@@ -115,6 +115,20 @@ def list_flags(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
     """Borders at which the best trials lie, the latest stage first."""
     study = coordinator.store.study(name)
     return {"items": coordinator.insights.flags(study, coordinator.store.stages(study.id)), "next": None}
+
+
+@router.get("/{name}/preflight", response_model=PreflightView)
+def read_preflight(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
+    """The checks that ran before the first stage; one that failed holds the study until it is resumed or replaced."""
+    study = coordinator.store.study(name)
+    return views.preflight_view(coordinator.store.preflight(study.id))
+
+
+@router.post("/{name}/preflight", response_model=Accepted)
+def finish_preflight(name: StudyName, body: ChecksRequest, coordinator: TheCoordinator) -> dict[str, bool]:
+    """What a worker's checks came to; starts the study unless one failed."""
+    checks = [check.model_dump() for check in body.checks]
+    return {"accepted": coordinator.finish_preflight(name, body.token, checks)}
 
 
 @router.get("/{name}/best", response_model=BestView)

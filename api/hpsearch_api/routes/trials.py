@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
@@ -17,6 +17,10 @@ from hpsearch_api.models import GivenTrials, Items, Numbers, StepView, TrialDeta
 
 router = APIRouter(prefix="/api/v1/studies/{name}/trials", tags=["trials"], responses=PROBLEMS)
 
+Verdict = Literal[
+    "diverged", "lr_too_high", "lr_too_low", "plateau_then_progress", "overfitting", "underfitting", "still_improving",
+    "saturated", "dead_units", "healthy",
+]  # fmt: skip
 TrialNumber = Annotated[int, Path(ge=0, le=MAX_INT)]
 
 
@@ -30,6 +34,7 @@ def list_trials(
     coordinator: TheCoordinator,
     stage: Annotated[str | None, Query(max_length=50)] = None,
     state: Annotated[list[TrialState] | None, Query()] = None,
+    verdict: Annotated[Verdict | None, Query(description="only trials that have this verdict")] = None,
     sort: Annotated[str, Query(max_length=250, description="`number`, `-value`, `params.lr`, …")] = "number",
     limit: Limit = 100,
     after: After = None,
@@ -40,6 +45,7 @@ def list_trials(
     query = TrialQuery(
         stage=None if stage is None else check_text(stage, "query.stage"),
         states=tuple(state or ()),
+        verdict=verdict,
         sort=check_text(sort, "query.sort"),
         limit=limit,
         after=None if after is None else check_text(after, "query.after"),

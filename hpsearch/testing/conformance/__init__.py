@@ -1,5 +1,6 @@
 """The contract of a store as tests. Subclass :class:`StoreConformance`, override its fixture ``store``, run pytest."""
 
+from hpsearch.testing.conformance.care import Care
 from hpsearch.testing.conformance.leases import Leases
 from hpsearch.testing.conformance.results import Results
 from hpsearch.testing.conformance.studies import Studies
@@ -7,7 +8,7 @@ from hpsearch.testing.conformance.threads import Threads
 from hpsearch.testing.conformance.trials import Trials
 
 
-class StoreConformance(Studies, Trials, Leases, Results, Threads):
+class StoreConformance(Studies, Trials, Leases, Results, Care, Threads):
     """Every sentence of :class:`hpsearch.store.Store`; a subclass's fixture ``store`` gives a fresh, empty store."""
 
 

@@ -1,0 +1,64 @@
+"""Numbers per epoch that say how a training goes, beside its metrics: few, and cheap enough to stay on.
+
+They travel with the metrics of an epoch under names of their own, ``diag/…``, and :mod:`hpsearch.verdicts` reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from hpsearch.training.models import StackedModel
+    from hpsearch.training.optimisers import StackedOptimiser
+
+SAMPLES = 100
+"""At most so many of a minibatch are looked at: a unit that is silent on 100 samples fires on fewer than 3 % (with 95 %
+confidence, the "rule of three"), and a forward pass of them costs a third of one step."""
+
+
+def diagnostics(
+    model: StackedModel,
+    optimiser: StackedOptimiser,
+    inputs: torch.Tensor,
+    *,
+    initial_loss: Sequence[float] | None = None,
+) -> list[dict[str, float]]:
+    """What the latest step of an epoch shows, one dict for each of the K rows.
+
+    ``diag/update_ratio``: norm of the latest update over the norm of the weights, the median over the weight tensors
+    (of an even number the geometric mean of the middle two); about 1e-3 is healthy (cs231n, "Ratio of weights:
+    updates"). ``diag/gradient_norm``: of the latest gradient over all parameters. ``diag/dead``: share of the hidden
+    units that give 0 for every sample. ``diag/saturated``: share of the hidden activations in the flat parts of
+    their function. The last two are of the worst hidden layer, for a net is as alive as that; absent without one.
+
+    Args:
+        model: as the epoch left it; its running statistics and random streams are not touched.
+        optimiser: of the model, after a step that began with ``measure=True``.
+        inputs: a minibatch (batch, …); the first :data:`SAMPLES` of it are used.
+        initial_loss: (K,) mean data loss of the first minibatch before any update, given in the first epoch alone:
+            ``diag/initial_loss``. The pack adds ``diag/chance_loss``, what it should have been.
+
+    What is not finite (weights that exploded, updates of weights that are all 0) is left out.
+    """
+    columns: dict[str, list[float]] = {"diag/gradient_norm": optimiser.gradient_norm().tolist()}
+    ratios = [ratio for _, ratio in optimiser.updates()]
+    if ratios:
+        columns["diag/update_ratio"] = middle(torch.stack(ratios)).tolist()
+    activities = model.activities(inputs[:SAMPLES])
+    if activities:
+        columns["diag/dead"] = torch.stack([a.dead for a in activities]).amax(0).tolist()
+        columns["diag/saturated"] = torch.stack([a.saturated for a in activities]).amax(0).tolist()
+    if initial_loss is not None:
+        columns["diag/initial_loss"] = list(initial_loss)
+    rows = [zip(columns, row, strict=True) for row in zip(*columns.values(), strict=True)]
+    return [{name: value for name, value in row if math.isfinite(value)} for row in rows]
+
+
+def middle(values: torch.Tensor) -> torch.Tensor:
+    """The median of each column of positive numbers (L, K) → (K,), in logarithms: of (1e-4, 1e-2) it is 1e-3."""
+    ordered = values.sort(0).values
+    return (ordered[(len(values) - 1) // 2] * ordered[len(values) // 2]).sqrt()

@@ -1,0 +1,8 @@
+"""Bring your own net: ``kind: task``. The user's class, its data, and packs of its modules through ``torch.func``."""
+
+from hpsearch.training.task.data import TaskData, task_data
+from hpsearch.training.task.loading import Task, load_task
+from hpsearch.training.task.pack import TaskPack, task_key
+from hpsearch.training.task.stack import TaskMember
+
+__all__ = ["Task", "TaskData", "TaskMember", "TaskPack", "load_task", "task_data", "task_key"]

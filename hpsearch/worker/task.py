@@ -1,0 +1,193 @@
+"""Runs ``kind: task``: the user's own nets, where this worker allows their code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from hpsearch.allow import allowed
+from hpsearch.errors import DataError, Interrupted, OutOfMemory
+from hpsearch.objective import TaskObjective
+from hpsearch.search.sampling import repeat_seed
+from hpsearch.training.checkpoints import Checkpoint
+from hpsearch.training.devices import in_halves
+from hpsearch.training.task import Task, TaskData, TaskMember, TaskPack, load_task, task_data, task_key
+from hpsearch.trial import Result, TrialState
+from hpsearch.worker.checkpoints import Checkpoints
+from hpsearch.worker.lockstep import Lockstep
+from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
+
+log = logging.getLogger(__name__)
+
+WIDTH = 8
+"""Trials per pack unless told otherwise."""
+
+KEPT_DATA = 2
+"""Data of so many tasks is kept in memory between trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A trial to train; ``left`` is where an attempt before left it, by fold and repeat."""
+
+    lease: LeasedTrial
+    objective: TaskObjective
+    left: list[list[Checkpoint]] | None
+
+    @property
+    def key(self) -> Hashable:
+        """Jobs of equal keys may share packs."""
+        lease = self.lease
+        same = (lease.study, lease.stage, lease.data_seed, lease.epochs, lease.folds, lease.seeds)
+        return (*same, task_key(self.objective), self.left[0][0].epoch if self.left else 0)
+
+
+class TaskRunner:
+    """Trains nets of users on one device.
+
+    Args:
+        allow: patterns of entry points whose code may run here.
+        folders: where their modules are looked for, beside the working directory.
+        device: a torch device.
+        threads: that torch may use in this process.
+        width: trials per pack; None for :data:`WIDTH`.
+        checkpoints: where trials go on after a worker was lost; None keeps none.
+    """
+
+    checks = False
+
+    def __init__(
+        self,
+        *,
+        allow: Sequence[str],
+        folders: Sequence[Path] = (),
+        device: str = "cpu",
+        threads: int = 1,
+        width: int | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.capacity = width or WIDTH
+        self._allow = list(allow)
+        self._folders = list(folders)
+        self._device = device
+        self._checkpoints = checkpoints
+        self._tasks: dict[str, Task] = {}
+        self._data: dict[Hashable, TaskData] = {}
+
+    def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
+        """See :class:`hpsearch.worker.loop.Runner`."""
+        groups: dict[Hashable, list[_Job]] = {}
+        for lease in leases:
+            try:
+                objective = TaskObjective.model_validate(lease.objective).with_params(lease.params)
+            except ValidationError as error:
+                self._fail([lease], f"the params do not fit: {error.errors()[0]['msg']}", session)
+                continue
+            if not allowed(objective.entrypoint, self._allow):
+                self._fail([lease], refusal(objective.entrypoint), session)
+                continue
+            job = _Job(lease, objective, self._checkpoints.load(lease) if self._checkpoints else None)
+            groups.setdefault(job.key, []).append(job)
+        waiting = [
+            group[i : i + self.capacity] for group in groups.values() for i in range(0, len(group), self.capacity)
+        ]
+        while waiting and not session.stop.is_set():
+            self._train(waiting.pop(0), session)
+        session.release([job.lease.token for jobs in waiting for job in jobs])
+
+    def preflight(self, task: PreflightTask, session: Channel) -> None:
+        """Nothing is checked before: the checks know built-in models alone."""
+        session.checked(task, [])
+
+    def _train(self, jobs: Sequence[_Job], session: Channel) -> None:
+        leases = [job.lease for job in jobs]
+        try:
+            widest = in_halves(jobs, lambda some: self._train_pack(some, session))
+        except Interrupted:
+            session.release([lease.token for lease in leases])  # of those finished the server keeps the result
+        except (DataError, OutOfMemory) as error:
+            self._fail(leases, str(error), session)
+        except Exception as error:  # the user's code may do anything
+            log.exception("training a pack of %d failed", len(jobs))
+            self._fail(leases, f"{type(error).__name__}: {error}", session)
+        else:
+            if widest < len(jobs):
+                log.warning("out of memory: packs of %d from now on", widest)
+                self.capacity = max(1, widest)
+
+    def _train_pack(self, jobs: Sequence[_Job], session: Channel) -> None:
+        try:
+            packs = self._packs(jobs, session)
+        except DataError:
+            if len(jobs) == 1:
+                raise
+            for job in jobs:  # the one whose params are at fault fails alone
+                self._train([job], session)
+            return
+        leases, kept = [job.lease for job in jobs], self._checkpoints
+        if kept is None:
+            Lockstep(packs, leases, session).run()
+            return
+        Lockstep(packs, leases, session, after_epoch=lambda live: kept.save(packs, leases, live)).run()
+        for lease in leases:
+            kept.remove(lease)
+
+    def _packs(self, jobs: Sequence[_Job], session: Channel) -> list[TaskPack]:
+        """One pack per fold; in each, every job has a member per repeat, one after the other."""
+        first, objective = jobs[0].lease, jobs[0].objective
+        task = self._task(objective.entrypoint)
+        whole = self._dataset(task, objective, first.study_seed)
+        members = [
+            TaskMember(job.objective, repeat_seed(job.lease.seed, repeat))
+            for job in jobs
+            for repeat in range(job.lease.seeds)
+        ]
+        packs = [
+            TaskPack(
+                members,
+                task,
+                data,
+                data_seed=first.data_seed,
+                epochs=first.epochs,
+                device=self._device,
+                should_stop=session.stop.is_set,
+            )
+            for data in ([whole] if first.folds is None else whole.folds(first.folds))
+        ]
+        if jobs[0].left is not None:
+            for fold, pack in enumerate(packs):
+                pack.resume([member for job in jobs for member in (job.left or [])[fold]])
+        return packs
+
+    def _task(self, entrypoint: str) -> Task:
+        if entrypoint not in self._tasks:
+            self._tasks[entrypoint] = load_task(entrypoint, self._folders)
+        return self._tasks[entrypoint]
+
+    def _dataset(self, task: Task, objective: TaskObjective, study_seed: int) -> TaskData:
+        numbers = objective.loss.kind == "mse" and task.loss is None
+        key = (task.entrypoint, objective.validation, study_seed, numbers)
+        data = self._data.pop(key, None)
+        if data is None:
+            data = task_data(
+                task, validation=objective.validation, study_seed=study_seed, numbers=numbers, device=self._device
+            )
+        while len(self._data) >= KEPT_DATA:
+            del self._data[next(iter(self._data))]
+        self._data[key] = data
+        return data
+
+    @staticmethod
+    def _fail(leases: Sequence[LeasedTrial], reason: str, session: Channel) -> None:
+        session.finish([Result(lease.token, TrialState.FAILED, None, reason) for lease in leases])
+
+
+def refusal(entrypoint: str) -> str:
+    """Why a worker does not run a task."""
+    return f"the code of {entrypoint} may not run here: start the worker with --allow '{entrypoint}', or a pattern"
