@@ -85,7 +85,8 @@ def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -
     reported = data.metrics([number])
     families: dict[str, list[str]] = defaultdict(list)
     for name in metric_names(data, reported):
-        if any(name in step.values for step in reported):
+        n_steps = sum(name in step.values for step in reported)
+        if n_steps > 1 or n_steps == len(reported) > 0:  # a number said once of many epochs is no curve
             families[_family(name)].append(name)
     n_columns = max(min(len(families), columns or 2), 1)
     n_rows = max(math.ceil(len(families) / n_columns), 1)

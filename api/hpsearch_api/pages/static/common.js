@@ -48,8 +48,10 @@ export async function refresh(target, url) {
   const focused = target.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   const scrolled = new Map();
   for (const box of target.querySelectorAll(".scroll[data-key]")) scrolled.set(box.dataset.key, box.scrollLeft);
+  const opened = new Set([...target.querySelectorAll("details[data-key][open]")].map((box) => box.dataset.key));
   const template = document.createElement("template");
   template.innerHTML = html;
+  for (const box of template.content.querySelectorAll("details[data-key]")) box.open = opened.has(box.dataset.key);
   target.replaceChildren(template.content);
   for (const box of target.querySelectorAll(".scroll[data-key]")) box.scrollLeft = scrolled.get(box.dataset.key) ?? 0;
   if (focused) target.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
