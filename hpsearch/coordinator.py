@@ -243,9 +243,9 @@ class Coordinator:
 
     # -- preflight ----------------------------------------------------------------------------------------------
 
-    def claim_preflight(self, worker: str) -> tuple[Study, str] | None:
+    def claim_preflight(self, worker: str, kinds: Iterable[str]) -> tuple[Study, str] | None:
         """A study whose checks this worker is to run, and the token to finish them with; None if there is none."""
-        return self.store.claim_preflight(worker, now=self.clock(), ttl=PREFLIGHT_TTL)
+        return self.store.claim_preflight(worker, kinds=kinds, now=self.clock(), ttl=PREFLIGHT_TTL)
 
     def finish_preflight(self, name: str, token: str, checks: Sequence[dict[str, Any]]) -> bool:
         """Keep the checks of a study, and start it unless one failed. False if the token gives no right."""

@@ -146,8 +146,12 @@ class Store(Protocol):
         """The checks of a study and where they stand."""
         ...
 
-    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+    def claim_preflight(
+        self, worker: str, *, kinds: Iterable[str], now: datetime, ttl: timedelta
+    ) -> tuple[Study, str] | None:
         """Give the checks of one study to a worker: the oldest whose checks wait, or whose worker's time is over.
+
+        Only studies of these kinds of objective.
 
         Returns:
             the study and the token to finish with, or None if there is nothing to check.

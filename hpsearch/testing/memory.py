@@ -126,7 +126,9 @@ class MemoryStore:
         with self._lock:
             return self._of(study_id).preflight
 
-    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+    def claim_preflight(
+        self, worker: str, *, kinds: Iterable[str], now: datetime, ttl: timedelta
+    ) -> tuple[Study, str] | None:
         """See Store."""
         with self._lock:
             for kept in self._kept.values():
@@ -135,7 +137,8 @@ class MemoryStore:
                 waits = before.status is PreflightStatus.WAITING or (
                     before.status is PreflightStatus.RUNNING and expired
                 )
-                if kept.study.state is StudyState.PREFLIGHT and waits:
+                mine = kept.study.spec.objective.kind in set(kinds)
+                if kept.study.state is StudyState.PREFLIGHT and waits and mine:
                     token = f"preflight-{self._next_id()}"
                     kept.preflight = Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl)
                     return kept.study, token

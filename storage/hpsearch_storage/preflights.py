@@ -25,9 +25,12 @@ def of_study(connection: Connection, study_id: int) -> Preflight:
     return _decode(row.preflight)
 
 
-def claim(connection: Connection, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
-    """Give the oldest study's waiting checks to a worker."""
-    query = select(_studies.id).where(_studies.state == StudyState.PREFLIGHT).order_by(_studies.id)
+def claim(
+    connection: Connection, worker: str, *, kinds: Sequence[str], now: datetime, ttl: timedelta
+) -> tuple[Study, str] | None:
+    """Give the waiting checks of the oldest study of these kinds to a worker."""
+    query = select(_studies.id).where(_studies.state == StudyState.PREFLIGHT, _studies.kind.in_(kinds))
+    query = query.order_by(_studies.id)
     for study_id in connection.scalars(query).all():
         if not _is_open(of_study(connection, study_id), now) or not studies.try_lock(connection, study_id):
             continue

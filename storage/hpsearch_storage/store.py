@@ -117,11 +117,16 @@ class SqlStore:
         """See Store."""
         return self._database.read(lambda connection: preflights.of_study(connection, study_id))
 
-    def claim_preflight(self, worker: str, *, now: datetime, ttl: timedelta) -> tuple[Study, str] | None:
+    def claim_preflight(
+        self, worker: str, *, kinds: Iterable[str], now: datetime, ttl: timedelta
+    ) -> tuple[Study, str] | None:
         """See Store."""
         if not self._database.read(studies.any_in_preflight):
             return None
-        return self._database.write(lambda connection: preflights.claim(connection, worker, now=now, ttl=ttl))
+        wanted = sorted(set(kinds))
+        return self._database.write(
+            lambda connection: preflights.claim(connection, worker, kinds=wanted, now=now, ttl=ttl)
+        )
 
     def finish_preflight(
         self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime

@@ -36,7 +36,7 @@ async def lease(
     while True:
         bell = changes.bell()
         if body.kinds and "preflight" in body.kinds:
-            claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker)
+            claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
             if claimed is not None:
                 return {"leases": [], "preflights": [views.preflight_lease(*claimed)]}
         assignments = await run_in_threadpool(

@@ -31,7 +31,7 @@ class Care(Base):
         assert store.stages_with_room() == []
         assert store.add_trials(self.stage(store, study).id, 0, [{"lr": 0.1}], now=T0)
         assert self.lease(store, 1) == []
-        claimed = store.claim_preflight("w1", now=T0, ttl=TTL)
+        claimed = store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL)
         assert claimed is not None
         assert claimed[0].id == study.id
         assert store.preflight(study.id).status is PreflightStatus.RUNNING
@@ -45,13 +45,14 @@ class Care(Base):
 
     def test_checks_are_given_to_one_worker_until_its_time_is_over(self, store: Store) -> None:
         first, second = self.waiting(store, "a"), self.waiting(store, "b")
-        one = store.claim_preflight("w1", now=T0, ttl=TTL)
-        two = store.claim_preflight("w2", now=T0, ttl=TTL)
+        assert store.claim_preflight("w0", kinds=["task"], now=T0, ttl=TTL) is None
+        one = store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL)
+        two = store.claim_preflight("w2", kinds=["train"], now=T0, ttl=TTL)
         assert one is not None
         assert two is not None
         assert [one[0].id, two[0].id] == [first.id, second.id]
-        assert store.claim_preflight("w3", now=T0, ttl=TTL) is None
-        again = store.claim_preflight("w3", now=T0 + TTL, ttl=TTL)
+        assert store.claim_preflight("w3", kinds=["train"], now=T0, ttl=TTL) is None
+        again = store.claim_preflight("w3", kinds=["train"], now=T0 + TTL, ttl=TTL)
         assert again is not None
         assert again[0].id == first.id
         assert not store.finish_preflight(first.id, one[1], CHECKS, failure=None, now=T0 + TTL + SECOND)
@@ -59,14 +60,14 @@ class Care(Base):
 
     def test_a_failed_check_holds_the_study_until_it_is_overridden(self, store: Store) -> None:
         study = self.waiting(store)
-        claimed = store.claim_preflight("w1", now=T0, ttl=TTL)
+        claimed = store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL)
         assert claimed is not None
         assert store.finish_preflight(study.id, claimed[1], CHECKS, failure="20 samples", now=T0)
         assert store.finish_preflight(study.id, claimed[1], CHECKS, failure=None, now=T0), "repeating is harmless"
         held = store.study("a")
         assert (held.state, held.reason) == (StudyState.PREFLIGHT, "20 samples")
         assert store.preflight(study.id).status is PreflightStatus.FAILED
-        assert store.claim_preflight("w1", now=T0 + 2 * TTL, ttl=TTL) is None
+        assert store.claim_preflight("w1", kinds=["train"], now=T0 + 2 * TTL, ttl=TTL) is None
         with pytest.raises(Conflict):
             store.set_state(study.id, StudyState.PAUSED, now=T0)
         store.set_state(study.id, StudyState.RUNNING, now=T0)
@@ -76,19 +77,19 @@ class Care(Base):
     def test_a_study_without_preflight_skips_it(self, store: Store) -> None:
         study = self.create(store)
         assert store.preflight(study.id).status is PreflightStatus.SKIPPED
-        assert store.claim_preflight("w1", now=T0, ttl=TTL) is None
+        assert store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL) is None
         assert not store.finish_preflight(study.id, "nonsense", CHECKS, failure="x", now=T0)
         with pytest.raises(NotFound):
             store.preflight(10**6)
 
     def test_a_cancelled_study_has_nothing_to_check(self, store: Store) -> None:
         study = self.waiting(store)
-        claimed = store.claim_preflight("w1", now=T0, ttl=TTL)
+        claimed = store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL)
         assert claimed is not None
         store.set_state(study.id, StudyState.CANCELLED, now=T0)
         store.finish_preflight(study.id, claimed[1], CHECKS, failure=None, now=T0)
         assert store.study("a").state is StudyState.CANCELLED
-        assert store.claim_preflight("w1", now=T0 + 2 * TTL, ttl=TTL) is None
+        assert store.claim_preflight("w1", kinds=["train"], now=T0 + 2 * TTL, ttl=TTL) is None
 
     def test_what_is_held_comes_with_its_metrics(self, store: Store) -> None:
         study = self.create(store, queued=2)

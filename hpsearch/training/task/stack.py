@@ -235,7 +235,7 @@ class Stack:
         self._start = dict(zip(self._rows, (loss + self._penalty()).tolist(), strict=True))
 
     def _penalty(self) -> torch.Tensor:
-        return self._optimiser.penalty() if self._penalised else torch.zeros(len(self._rows))
+        return self._optimiser.penalty() if self._penalised else torch.zeros(len(self._rows), device=self._of.device)
 
     def _evaluate(self) -> list[dict[str, float]]:
         """``val_…`` of each row, and the task's own metrics."""
