@@ -83,11 +83,6 @@ class StackedModel:
         found = [leaf.activity for leaf in leaves if isinstance(leaf, Relu | Activation)]
         return [activity for activity in found if activity is not None]
 
-    def squared_norm(self) -> torch.Tensor:
-        """Σ w² over all penalised parameters of each member, (K,)."""
-        norms = [torch.linalg.vector_norm(p.value.flatten(1), dim=1) for p in self.parameters if p.penalised]
-        return torch.stack(norms).square().sum(0)
-
     def _run(self, inputs: torch.Tensor, kind: Pass) -> torch.Tensor:
         inputs = inputs.flatten(1) if self._image is None else inputs.reshape(len(inputs), *self._image)
         return run(self._layers, inputs, kind)

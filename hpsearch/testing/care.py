@@ -1,0 +1,88 @@
+"""The memory store's part for preflight and the test split."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from hpsearch.errors import NotFound
+from hpsearch.study import Preflight, PreflightStatus, Study, StudyState
+from hpsearch.testing.kept import Kept
+
+
+class Care:
+    """What the memory store keeps, and what is checked before and read after a study."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: dict[int, Kept] = {}
+        self._last_id = 0
+
+    # -- preflight --------------------------------------------------------------------------------------------
+
+    def preflight(self, study_id: int) -> Preflight:
+        """See Store."""
+        with self._lock:
+            return self._of(study_id).preflight
+
+    def claim_preflight(
+        self, worker: str, *, kinds: Iterable[str], now: datetime, ttl: timedelta
+    ) -> tuple[Study, str] | None:
+        """See Store."""
+        with self._lock:
+            for kept in self._kept.values():
+                before = kept.preflight
+                expired = before.expires_at is not None and before.expires_at <= now
+                waits = before.status is PreflightStatus.WAITING or (
+                    before.status is PreflightStatus.RUNNING and expired
+                )
+                mine = kept.study.spec.objective.kind in set(kinds)
+                if kept.study.state is StudyState.PREFLIGHT and waits and mine:
+                    token = f"preflight-{self._next_id()}"
+                    kept.preflight = Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl)
+                    return kept.study, token
+            return None
+
+    def finish_preflight(
+        self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime
+    ) -> bool:
+        """See Store."""
+        with self._lock:
+            kept = self._of(study_id)
+            if kept.preflight.token != token:
+                return False
+            if kept.preflight.status is PreflightStatus.RUNNING:
+                status = PreflightStatus.PASSED if failure is None else PreflightStatus.FAILED
+                kept.preflight = replace(kept.preflight, status=status, checks=tuple(checks), expires_at=None)
+                if kept.study.state is StudyState.PREFLIGHT:
+                    state = StudyState.RUNNING if failure is None else StudyState.PREFLIGHT
+                    kept.study = replace(kept.study, state=state, reason=failure)
+                    kept.log_state(now)
+            return True
+
+    # -- the test split ---------------------------------------------------------------------------------------
+
+    def test_reading(self, study_id: int) -> dict[str, Any] | None:
+        """See Store."""
+        with self._lock:
+            return next((event.data for event in self._of(study_id).events if event.kind == "test"), None)
+
+    def log_test(self, study_id: int, reading: dict[str, Any], *, now: datetime) -> dict[str, Any]:
+        """See Store."""
+        with self._lock:
+            before = self.test_reading(study_id)
+            if before is None:
+                self._of(study_id).log("test", dict(reading), now)
+            return before or dict(reading)
+
+    def _of(self, study_id: int) -> Kept:
+        if study_id not in self._kept:
+            raise NotFound("study", study_id)
+        return self._kept[study_id]
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
