@@ -259,7 +259,7 @@ def worker(
     threads: Annotated[int, typer.Option(min=1, help="threads of this worker")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, mps or cuda:N")] = "auto",
     checkpoints: Annotated[
-        Path | None, typer.Option(envvar="HPSEARCH_CHECKPOINTS", help="folder where retried trials go on from")
+        str | None, typer.Option(envvar="HPSEARCH_CHECKPOINTS", help="folder or URL where retried trials go on from")
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="training between two checkpoints")] = 10,
     allow: Allow = None,

@@ -34,6 +34,7 @@ def diagnostics(
     updates"). ``diag/gradient_norm``: of the latest gradient over all parameters. ``diag/dead``: share of the hidden
     units that give 0 for every sample. ``diag/saturated``: share of the hidden activations in the flat parts of
     their function. The last two are of the worst hidden layer, for a net is as alive as that; absent without one.
+    Ratios and dead shares are also given layer by layer, as ``diag/update_ratio/LAYER`` and ``diag/dead/LAYER``.
 
     Args:
         model: as the epoch left it; its running statistics and random streams are not touched.
@@ -45,12 +46,17 @@ def diagnostics(
     What is not finite (weights that exploded, updates of weights that are all 0) is left out.
     """
     columns: dict[str, list[float]] = {"diag/gradient_norm": optimiser.gradient_norm().tolist()}
-    ratios = [ratio for _, ratio in optimiser.updates()]
-    if ratios:
-        columns["diag/update_ratio"] = middle(torch.stack(ratios)).tolist()
+    updates = optimiser.updates()
+    if updates:
+        ratios = torch.stack([ratio for _, ratio in updates])
+        columns["diag/update_ratio"] = middle(ratios).tolist()
+        names = [f"diag/update_ratio/{name.removesuffix('.weight')}" for name, _ in updates]
+        columns |= dict(zip(names, ratios.tolist(), strict=True))
     activities = model.activities(inputs[:SAMPLES])
     if activities:
-        columns["diag/dead"] = torch.stack([a.dead for a in activities]).amax(0).tolist()
+        dead = torch.stack([a.dead for a in activities])
+        columns["diag/dead"] = dead.amax(0).tolist()
+        columns |= dict(zip([f"diag/dead/{a.name}" for a in activities], dead.tolist(), strict=True))
         columns["diag/saturated"] = torch.stack([a.saturated for a in activities]).amax(0).tolist()
     if initial_loss is not None:
         columns["diag/initial_loss"] = list(initial_loss)

@@ -6,6 +6,7 @@ finds the checkpoint of the attempt before it on any worker that sees the folder
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,21 +24,21 @@ from hpsearch.worker.session import LeasedTrial
 log = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
+def default_folder() -> str:
     """``$XDG_CACHE_HOME/hpsearch/checkpoints``, or in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpsearch" / "checkpoints"
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpsearch" / "checkpoints")
 
 
 class Checkpoints:
     """The checkpoints of one worker's trials.
 
     Args:
-        folder: shared by workers that are to take over each other's trials.
+        folder: a path, or a URL that fsspec knows (``s3://…``), shared by workers that take over each other's trials.
         every_seconds: how long a trial trains between two of them: what a lost worker costs at most, and an epoch.
     """
 
-    def __init__(self, folder: Path, *, every_seconds: float) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, *, every_seconds: float) -> None:
+        self._folder = folder.rstrip("/")
         self._every = every_seconds
         self._saved_at = time.monotonic()
 
@@ -72,10 +73,18 @@ class Checkpoints:
 
     def remove(self, lease: LeasedTrial) -> None:
         """Forget a trial that has ended."""
-        shutil.rmtree(self._path(lease, 0, 0).parent, ignore_errors=True)
+        folder = self._path(lease, 0, 0).rpartition("/")[0]
+        if "://" not in folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        import fsspec  # comes with torch
 
-    def _path(self, lease: LeasedTrial, fold: int, repeat: int) -> Path:
+        files, path = fsspec.url_to_fs(folder)
+        with contextlib.suppress(OSError):
+            files.rm(path, recursive=True)
+
+    def _path(self, lease: LeasedTrial, fold: int, repeat: int) -> str:
         training = [lease.objective, lease.params, lease.epochs, lease.folds, lease.seeds]
         training += [lease.seed, lease.data_seed, lease.study_seed]
         digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()
-        return self._folder / digest[:40] / f"{fold}-{repeat}.ckpt"
+        return f"{self._folder}/{digest[:40]}/{fold}-{repeat}.ckpt"

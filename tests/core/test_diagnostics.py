@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_left_out() -> None:
     still = cast("Any", Still([0.5, float("inf"), float("nan")]))
     found = diagnostics(model, still, torch.zeros(1, 2))
     assert found == [
-        {"diag/gradient_norm": 1.0, "diag/update_ratio": 0.5},
+        {"diag/gradient_norm": 1.0, "diag/update_ratio": 0.5, "diag/update_ratio/w": 0.5},
         {"diag/gradient_norm": 1.0},
         {"diag/gradient_norm": 1.0},
     ]
@@ -103,7 +103,7 @@ def test_a_pack_reports_them_with_its_first_epoch() -> None:
         found = {name for name in result.metrics if name.startswith("diag/")}
         assert found == {
             "diag/update_ratio", "diag/gradient_norm", "diag/dead", "diag/saturated", "diag/initial_loss",
-            "diag/chance_loss",
+            "diag/chance_loss", "diag/update_ratio/layers.0", "diag/update_ratio/layers.3", "diag/dead/layers.1",
         }  # fmt: skip
         assert result.metrics["diag/chance_loss"] == pytest.approx(2.302585)
         assert 2.2 < result.metrics["diag/initial_loss"] < 2.6

@@ -207,7 +207,7 @@ def _family(name: str) -> str:
     for prefix in ("train_", "val_", "test_"):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
-    return name
+    return "/".join(name.split("/")[:2])  # diag/update_ratio/LAYER
 
 
 def _where_not_finite(reported: list[StepMetrics]) -> str:
