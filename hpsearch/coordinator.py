@@ -13,7 +13,6 @@ from typing import Any
 
 from hpsearch.errors import Conflict, Fault, InvalidSpec
 from hpsearch.insight import Insights
-from hpsearch.objective import TrainObjective
 from hpsearch.search.ranking import finalist_params
 from hpsearch.search.refining import difference, narrow
 from hpsearch.search.sampling import data_seed, sample, training_seed
@@ -28,7 +27,7 @@ QUEUE_AHEAD = 64
 """At least so many trials are created at a time, if the stage has room."""
 MAX_FAILURES = 3
 """A stage whose first trials all fail, so many of them, ends its study: the fault lies in the set-up."""
-PREFLIGHT_TTL = timedelta(seconds=60)
+PREFLIGHT_TTL = timedelta(seconds=180)
 """How long a worker has to run the checks of a study before another may."""
 MAX_LOST = 3
 """A trial that lost so many workers is failed: it probably kills them."""
@@ -91,7 +90,7 @@ class Coordinator:
             stage,
             now=self.clock(),
             idempotency_key=idempotency_key,
-            preflight=spec.preflight and isinstance(spec.objective, TrainObjective),
+            preflight=spec.preflight and spec.objective.kind != "external",
         )
         if created:
             self._changed()

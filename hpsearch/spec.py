@@ -93,7 +93,7 @@ class StudySpec(Document):
     stages: Annotated[list[StageSpec], Field(min_length=1, max_length=20)]
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     preflight: bool = True
-    """Whether ``kind: train`` is checked before it spends anything."""
+    """Whether a study that a worker of ours trains is checked before it spends anything."""
 
     @model_validator(mode="after")
     def _check(self) -> StudySpec:

@@ -149,7 +149,8 @@ class Store(Protocol):
     def claim_preflight(
         self, worker: str, *, kinds: Iterable[str], now: datetime, ttl: timedelta
     ) -> tuple[Study, str] | None:
-        """Give the checks of one study to a worker: the oldest whose checks wait, or whose worker's time is over.
+        """Give the checks of one study to a worker: the oldest whose checks wait, or whose worker's time is over
+        (or who asks again: it cannot be running them).
 
         Only studies of these kinds of objective.
 

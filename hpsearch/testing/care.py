@@ -37,7 +37,7 @@ class Care:
                 before = kept.preflight
                 expired = before.expires_at is not None and before.expires_at <= now
                 waits = before.status is PreflightStatus.WAITING or (
-                    before.status is PreflightStatus.RUNNING and expired
+                    before.status is PreflightStatus.RUNNING and (expired or before.worker == worker)
                 )
                 mine = kept.study.spec.objective.kind in set(kinds)
                 if kept.study.state is StudyState.PREFLIGHT and waits and mine:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from hpsearch.allow import allowed
 from hpsearch.errors import DataError, Interrupted, OutOfMemory
 from hpsearch.objective import TaskObjective
 from hpsearch.search.sampling import repeat_seed
+from hpsearch.space import Space
 from hpsearch.training.checkpoints import Checkpoint
 from hpsearch.training.devices import in_halves
+from hpsearch.training.preflight import Check
 from hpsearch.training.task import Task, TaskData, TaskMember, TaskPack, load_task, task_data, task_key
+from hpsearch.training.task.loading import reason
+from hpsearch.training.task.preflight import preflight
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
 from hpsearch.worker.lockstep import Lockstep
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
 log = logging.getLogger(__name__)
+
+_SPACE: TypeAdapter[Space] = TypeAdapter(Space)
 
 WIDTH = 8
 """Trials per pack unless told otherwise."""
@@ -59,7 +65,7 @@ class TaskRunner:
         checkpoints: where trials go on after a worker was lost; None keeps none.
     """
 
-    checks = False
+    checks = True
 
     def __init__(
         self,
@@ -102,8 +108,23 @@ class TaskRunner:
         session.release([job.lease.token for jobs in waiting for job in jobs])
 
     def preflight(self, task: PreflightTask, session: Channel) -> None:
-        """Nothing is checked before: the checks know built-in models alone."""
-        session.checked(task, [])
+        """See :class:`hpsearch.worker.loop.Runner`. Code that may not run here is a check that failed."""
+        session.checked(task, [asdict(check) for check in self._checks(task)])
+
+    def _checks(self, task: PreflightTask) -> list[Check]:
+        objective = TaskObjective.model_validate(task.objective)
+        if not allowed(objective.entrypoint, self._allow):
+            return [Check("allow", "fail", refusal(objective.entrypoint))]
+        try:
+            loaded = self._task(objective.entrypoint)
+            data = self._dataset(loaded, objective, task.study_seed)
+            space = _SPACE.validate_python(task.space)
+            return preflight(objective, space, study_seed=task.study_seed, task=loaded, data=data, device=self._device)
+        except DataError as error:
+            return [Check("data", "fail", str(error))]
+        except Exception as error:  # the user's code may do anything
+            log.exception("the preflight of %s failed", objective.entrypoint)
+            return [Check("preflight", "fail", f"the checks themselves failed: {reason(error)}")]
 
     def _train(self, jobs: Sequence[_Job], session: Channel) -> None:
         leases = [job.lease for job in jobs]

@@ -111,6 +111,10 @@ class TrainRunner:
             checks = [asdict(c) for c in preflight(objective, space, study_seed=task.study_seed, dataset=dataset)]
         except DataError as error:
             checks = [{"name": "data", "status": "fail", "message": str(error), "numbers": {}}]
+        except Exception as error:  # a fault of ours must not cost the worker
+            log.exception("the preflight of %s failed", task.study)
+            message = f"the checks themselves failed: {type(error).__name__}: {error}"
+            checks = [{"name": "preflight", "status": "fail", "message": message, "numbers": {}}]
         session.checked(task, checks)
 
     def _train(self, jobs: list[_Job], session: Channel) -> None:

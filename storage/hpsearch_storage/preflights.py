@@ -32,10 +32,10 @@ def claim(
     query = select(_studies.id).where(_studies.state == StudyState.PREFLIGHT, _studies.kind.in_(kinds))
     query = query.order_by(_studies.id)
     for study_id in connection.scalars(query).all():
-        if not _is_open(of_study(connection, study_id), now) or not studies.try_lock(connection, study_id):
+        if not _is_open(of_study(connection, study_id), worker, now) or not studies.try_lock(connection, study_id):
             continue
         study = studies.lock_one(connection, study_id)
-        if study.state != StudyState.PREFLIGHT or not _is_open(of_study(connection, study_id), now):
+        if study.state != StudyState.PREFLIGHT or not _is_open(of_study(connection, study_id), worker, now):
             continue
         token = secrets.token_urlsafe(18)
         write(connection, study_id, Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl))
@@ -43,11 +43,12 @@ def claim(
     return None
 
 
-def _is_open(preflight: Preflight, now: datetime) -> bool:
+def _is_open(preflight: Preflight, worker: str, now: datetime) -> bool:
+    """Whether a worker may have the checks; one that asks again is not running them any more."""
     if preflight.status == PreflightStatus.WAITING:
         return True
     expired = preflight.expires_at is not None and preflight.expires_at <= now
-    return preflight.status == PreflightStatus.RUNNING and expired
+    return preflight.status == PreflightStatus.RUNNING and (expired or preflight.worker == worker)
 
 
 def write(connection: Connection, study_id: int, preflight: Preflight) -> None:

@@ -66,7 +66,7 @@ def test_a_worker_with_another_pattern_says_what_is_missing(house: House, tmp_pa
     _, client = house.serve("sqlite:///t.db")
     study = client.submit(spec)
     house.worker(client, "other", "--allow", "another:*")
-    eventually(lambda: study.read()["state"] == "failed", 60, study.read)
+    eventually(lambda: study.read()["state"] == "preflight" and study.read()["preflight"] == "failed", 60, study.read)
     assert "start the worker with --allow 'my_resnet:Digits'" in study.read()["reason"]
 
 

@@ -52,6 +52,9 @@ class Care(Base):
         assert two is not None
         assert [one[0].id, two[0].id] == [first.id, second.id]
         assert store.claim_preflight("w3", kinds=["train"], now=T0, ttl=TTL) is None
+        anew = store.claim_preflight("w2", kinds=["train"], now=T0, ttl=TTL)
+        assert anew is not None, "a worker that asks again is not running them any more"
+        assert not store.finish_preflight(second.id, two[1], CHECKS, failure=None, now=T0)
         again = store.claim_preflight("w3", kinds=["train"], now=T0 + TTL, ttl=TTL)
         assert again is not None
         assert again[0].id == first.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,7 @@ class Ladder:
         losses: late loss of each; non-finite or large where it exploded.
         start: the loss before.
         low, high: ends of the study's range; equal if the rate is fixed.
+        steps: minibatches per rate.
     """
 
     rates: list[float]
@@ -67,6 +69,7 @@ class Ladder:
     start: float
     low: float
     high: float
+    steps: int = LADDER_STEPS
 
     def exploded(self, k: int) -> bool:
         """Whether the k-th rate threw the loss up."""
@@ -99,14 +102,26 @@ def ladder(setup: Setup) -> Ladder:
 
     Where none of them lowers the loss, all decades of :data:`EVERYWHERE` are tried as well.
     """
-    low, high = setup.ends("optimizer.lr")
+    return climb(*setup.ends("optimizer.lr"), lambda rates, low, high: _try(setup, rates, low, high))
+
+
+def climb(
+    low: float,
+    high: float,
+    attempt: Callable[[list[float], float, float], Ladder],
+    *,
+    inside: int = INSIDE,
+    outside: int = OUTSIDE,
+    everywhere: bool = True,
+) -> Ladder:
+    """The ladder of a range: ``attempt`` tries rates; those of :data:`EVERYWHERE` as well, where none is useful."""
     low, high = max(low, high * 1e-6, TINY), max(high, TINY)
-    inner = [low] if low == high else _geometric(low, high, INSIDE)
-    outer = [[low / 10**k, high * 10**k] for k in range(1, OUTSIDE + 1)]
-    found = _try(setup, sorted({*inner, *(rate for pair in outer for rate in pair)}), low, high)
-    if found.useful():
+    inner = [low] if low == high else _geometric(low, high, inside)
+    outer = [[low / 10**k, high * 10**k] for k in range(1, outside + 1)]
+    found = attempt(sorted({*inner, *(rate for pair in outer for rate in pair)}), low, high)
+    if found.useful() or not everywhere:
         return found
-    return _try(setup, sorted({*inner, *(10.0**k for k in range(*EVERYWHERE))}), low, high)
+    return attempt(sorted({*inner, *(10.0**k for k in range(*EVERYWHERE))}), low, high)
 
 
 def _try(setup: Setup, rates: list[float], low: float, high: float) -> Ladder:
@@ -129,13 +144,13 @@ def lr_range(seen: Ladder) -> Check:
     numbers["initial_loss"] = seen.start
     if not useful:
         message = (
-            f"No learning rate from {seen.rates[0]:.3g} to {seen.rates[-1]:.3g} lowers the loss in {LADDER_STEPS} "
+            f"No learning rate from {seen.rates[0]:.3g} to {seen.rates[-1]:.3g} lowers the loss in {seen.steps} "
             "minibatches: check the data, the preprocessing and model.init."
         )
         return Check(name, "warn", message, numbers)
     numbers |= {"best": seen.best, "useful_low": useful[0], "useful_high": useful[-1]}
     lr = f"from {seen.low:.3g} to {seen.high:.3g}" if seen.low < seen.high else f"of {seen.low:.3g}"
-    region = f"in {LADDER_STEPS} minibatches rates from {useful[0]:.3g} to {useful[-1]:.3g} lower the loss"
+    region = f"in {seen.steps} minibatches rates from {useful[0]:.3g} to {useful[-1]:.3g} lower the loss"
     if all(seen.exploded(k) for k in seen.inside):
         message = f"Every learning rate {lr} makes the loss explode, while {region}: lower the range."
         return Check(name, "fail", message, numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,22 +43,27 @@ class Setup:
 
     def ends(self, path: str) -> tuple[float, float]:
         """The least and greatest value that a numeric field may take in the study; equal if it is fixed."""
-        param = self.space.get(path)
-        if isinstance(param, CategoricalParam):
-            numbers = [c for c in param.choices if isinstance(c, int | float) and not isinstance(c, bool)]
-            return min(numbers), max(numbers)
-        if param is not None:
-            return param.low, param.high
-        node: object = self.objective
-        for part in path.split("."):
-            node = getattr(node, part)
-        assert isinstance(node, int | float)
-        return node, node
+        return ends(self.objective, self.space, path)
 
     @property
     def is_classifier(self) -> bool:
         """Whether targets are classes."""
         return self.objective.loss.kind != "mse"
+
+
+def ends(objective: object, by_path: Mapping[str, Param], path: str) -> tuple[float, float]:
+    """The least and greatest value that a numeric field of an objective may take; see :meth:`Setup.ends`."""
+    param = by_path.get(path)
+    if isinstance(param, CategoricalParam):
+        numbers = [c for c in param.choices if isinstance(c, int | float) and not isinstance(c, bool)]
+        return min(numbers), max(numbers)
+    if param is not None:
+        return param.low, param.high
+    node = objective
+    for part in path.split("."):
+        node = getattr(node, part)
+    assert isinstance(node, int | float)
+    return node, node
 
 
 def set_up(objective: TrainObjective, space: Space, *, study_seed: int, dataset: Dataset) -> Setup:
