@@ -168,6 +168,8 @@ class Coordinator:
             held = self._lease(worker, capacity, study, [])
             if held:
                 return [self._assignment(lease) for lease in held]
+            if share == 0:
+                return []
             capacity = share
         leases = self._lease(worker, capacity, study, wanted)
         while len(leases) < capacity and self._create_trials(capacity - len(leases), study, wanted):
@@ -180,7 +182,7 @@ class Coordinator:
         """How many trials this worker may take so that all who wait get as many: a wide pack must idle nobody."""
         since = self.clock() - 2 * self.lease_ttl
         waiting, others = self.store.demand(worker.name, since=since, study=study, kinds=kinds)
-        return min(capacity, max(1, -(-waiting // (others + 1))))
+        return min(capacity, -(-waiting // (others + 1)))
 
     def _lease(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> list[Lease]:
         return self.store.lease(

@@ -12,7 +12,6 @@ import httpx2
 from hpsearch.errors import ServerRefused, ServerUnreachable
 
 DEFAULT_SERVER = "http://127.0.0.1:8765"
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: float) -> float | str:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from hpsearch.document import Document, StorableText, Text
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 Scalar = bool | int | float | StorableText | None
 Choice = Scalar | list[Scalar]
@@ -41,7 +41,7 @@ class FloatParam(Document):
         _check_range(self.low, self.high, log=self.log, step=self.step)
         return self
 
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> FloatDistribution:
         """The Optuna distribution of this parameter."""
         from optuna.distributions import FloatDistribution  # heavy: a client does without
 
@@ -80,7 +80,7 @@ class IntParam(Document):
         _check_range(self.low, self.high, log=self.log, step=self.step if self.step != 1 else None)
         return self
 
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> IntDistribution:
         """The Optuna distribution of this parameter."""
         from optuna.distributions import IntDistribution  # heavy: a client does without
 
@@ -120,7 +120,7 @@ class CategoricalParam(Document):
             seen.append(key)
         return choices
 
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> CategoricalDistribution:
         """The Optuna distribution of this parameter, over the positions of its choices."""
         from optuna.distributions import CategoricalDistribution  # heavy: a client does without
 

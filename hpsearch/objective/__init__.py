@@ -19,7 +19,6 @@ __all__ = [
     "ALIASES",
     "CLASSIFICATION_METRICS",
     "REGRESSION_METRICS",
-    "TRAIN_METRICS",
     "ExternalObjective",
     "Objective",
     "TaskObjective",
@@ -67,7 +66,6 @@ CLASSIFICATION_METRICS = (
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1",
 )  # fmt: skip
 REGRESSION_METRICS = ("train_loss", "val_loss", "train_mae", "val_mae", "val_r2")
-TRAIN_METRICS = (*CLASSIFICATION_METRICS, *(m for m in REGRESSION_METRICS if m not in CLASSIFICATION_METRICS))
 """What ``kind: train`` reports after every epoch, by its loss. See :func:`train_metrics`."""
 
 

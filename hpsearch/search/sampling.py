@@ -8,11 +8,12 @@ depend on which other trials were drawn, by whom, or in which order; any trial c
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 from hpsearch.search.scale import from_unit
-from hpsearch.space import Params, Space
+from hpsearch.space import CategoricalParam, Param, Params, Space, Value
 
 
 class Purpose(IntEnum):
@@ -42,8 +43,19 @@ def sample(space: Space, *, seed: int, stage: int, number: int) -> Params:
     The parameters draw in the order of their names, so the order in which a document lists them does not matter.
     """
     units = stream(seed, stage, number, Purpose.PARAMS).random(len(space))
-    drawn = {name: from_unit(space[name], float(unit)) for name, unit in zip(sorted(space), units, strict=True)}
+    drawn = {name: _draw(space[name], float(unit)) for name, unit in zip(sorted(space), units, strict=True)}
     return {name: drawn[name] for name in space}
+
+
+def _draw(param: Param, unit: float) -> Value:
+    """The value at a place, as the parameter's Optuna distribution represents it."""
+    value = from_unit(param, unit)
+    distribution: Any = param.distribution()
+    if isinstance(param, CategoricalParam):  # its distribution is over the positions of the choices
+        position: int = distribution.to_external_repr(param.index(value))
+        return param.choices[position]
+    drawn: Value = distribution.to_external_repr(distribution.to_internal_repr(value))
+    return drawn
 
 
 def training_seed(seed: int, stage: int, number: int) -> int:

@@ -92,11 +92,6 @@ class Supervisor:
                 process.kill()
                 process.wait()
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers that are running."""
-        return [s.process.pid for s in self._slots if s.process is not None and s.process.poll() is None]
-
     def _watch(self) -> None:
         while not self._stop.is_set():
             for slot in self._slots:

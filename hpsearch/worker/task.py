@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,7 +15,6 @@ from hpsearch.errors import DataError, Interrupted, OutOfMemory
 from hpsearch.objective import TaskObjective
 from hpsearch.search.sampling import repeat_seed
 from hpsearch.space import Space
-from hpsearch.training.checkpoints import Checkpoint
 from hpsearch.training.devices import in_halves
 from hpsearch.training.preflight import Check
 from hpsearch.training.task import Task, TaskData, TaskMember, TaskPack, load_task, task_data, task_key
@@ -23,6 +22,7 @@ from hpsearch.training.task.loading import reason
 from hpsearch.training.task.preflight import preflight
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
+from hpsearch.worker.jobs import Job
 from hpsearch.worker.lockstep import Lockstep
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
@@ -35,22 +35,6 @@ WIDTH = 8
 
 KEPT_DATA = 2
 """Data of so many tasks is kept in memory between trials."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A trial to train; ``left`` is where an attempt before left it, by fold and repeat."""
-
-    lease: LeasedTrial
-    objective: TaskObjective
-    left: list[list[Checkpoint]] | None
-
-    @property
-    def key(self) -> Hashable:
-        """Jobs of equal keys may share packs."""
-        lease = self.lease
-        same = (lease.study, lease.stage, lease.data_seed, lease.epochs, lease.folds, lease.seeds)
-        return (*same, task_key(self.objective), self.left[0][0].epoch if self.left else 0)
 
 
 class TaskRunner:
@@ -88,7 +72,7 @@ class TaskRunner:
 
     def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`."""
-        groups: dict[Hashable, list[_Job]] = {}
+        groups: dict[Hashable, list[Job[TaskObjective]]] = {}
         for lease in leases:
             try:
                 objective = TaskObjective.model_validate(lease.objective).with_params(lease.params)
@@ -98,7 +82,8 @@ class TaskRunner:
             if not allowed(objective.entrypoint, self._allow):
                 self._fail([lease], refusal(objective.entrypoint), session)
                 continue
-            job = _Job(lease, objective, self._checkpoints.load(lease) if self._checkpoints else None)
+            left = self._checkpoints.load(lease) if self._checkpoints else None
+            job = Job(lease, objective, task_key(objective), left)
             groups.setdefault(job.key, []).append(job)
         waiting = [
             group[i : i + self.capacity] for group in groups.values() for i in range(0, len(group), self.capacity)
@@ -126,7 +111,7 @@ class TaskRunner:
             log.exception("the preflight of %s failed", objective.entrypoint)
             return [Check("preflight", "fail", f"the checks themselves failed: {reason(error)}")]
 
-    def _train(self, jobs: Sequence[_Job], session: Channel) -> None:
+    def _train(self, jobs: Sequence[Job[TaskObjective]], session: Channel) -> None:
         leases = [job.lease for job in jobs]
         try:
             widest = in_halves(jobs, lambda some: self._train_pack(some, session))
@@ -142,7 +127,7 @@ class TaskRunner:
                 log.warning("out of memory: packs of %d from now on", widest)
                 self.capacity = max(1, widest)
 
-    def _train_pack(self, jobs: Sequence[_Job], session: Channel) -> None:
+    def _train_pack(self, jobs: Sequence[Job[TaskObjective]], session: Channel) -> None:
         try:
             packs = self._packs(jobs, session)
         except DataError:
@@ -159,7 +144,7 @@ class TaskRunner:
         for lease in leases:
             kept.remove(lease)
 
-    def _packs(self, jobs: Sequence[_Job], session: Channel) -> list[TaskPack]:
+    def _packs(self, jobs: Sequence[Job[TaskObjective]], session: Channel) -> list[TaskPack]:
         """One pack per fold; in each, every job has a member per repeat, one after the other."""
         first, objective = jobs[0].lease, jobs[0].objective
         task = self._task(objective.entrypoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -14,12 +14,12 @@ from hpsearch.objective import TrainObjective
 from hpsearch.search.sampling import repeat_seed
 from hpsearch.space import Space
 from hpsearch.training import Dataset, Interrupted, Member, Pack, load_dataset, shape_key
-from hpsearch.training.checkpoints import Checkpoint
 from hpsearch.training.devices import in_halves, memory_budget
 from hpsearch.training.preflight import preflight
 from hpsearch.training.width import find_width
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
+from hpsearch.worker.jobs import Job
 from hpsearch.worker.lockstep import Lockstep
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
@@ -32,22 +32,6 @@ KEPT_DATASETS = 2
 
 FIRST_WIDTH = 8
 """Trials per pack before anything is measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A trial to train; ``left`` is where an attempt before left it, by fold and repeat."""
-
-    lease: LeasedTrial
-    objective: TrainObjective
-    left: list[list[Checkpoint]] | None
-
-    @property
-    def key(self) -> tuple[Hashable, ...]:
-        """Jobs of equal keys may share packs; the last part is the epoch that they go on from."""
-        lease = self.lease
-        same = (lease.study, lease.stage, lease.data_seed, lease.epochs, lease.folds, lease.seeds)
-        return (*same, shape_key(self.objective), self.left[0][0].epoch if self.left else 0)
 
 
 class TrainRunner:
@@ -83,11 +67,11 @@ class TrainRunner:
         self._checkpoints = checkpoints
         self._datasets: dict[Hashable, Dataset] = {}
         self._on_test = on_test
-        self._widths: dict[Hashable, int] = {}
+        self._widths: dict[Hashable, int | None] = {}
 
     def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`."""
-        groups: dict[Hashable, list[_Job]] = {}
+        groups: dict[Hashable, list[Job[TrainObjective]]] = {}
         for lease in leases:
             try:
                 objective = TrainObjective.model_validate(lease.objective).with_params(lease.params)
@@ -95,7 +79,8 @@ class TrainRunner:
                 reason = f"the params do not fit: {error.errors()[0]['msg']}"
                 session.finish([Result(lease.token, TrialState.FAILED, None, reason)])
                 continue
-            job = _Job(lease, objective, self._checkpoints.load(lease) if self._checkpoints else None)
+            left = self._checkpoints.load(lease) if self._checkpoints else None
+            job = Job(lease, objective, shape_key(objective), left)
             groups.setdefault(job.key, []).append(job)
         waiting = list(groups.values())
         while waiting and not session.stop.is_set():
@@ -117,7 +102,7 @@ class TrainRunner:
             checks = [{"name": "preflight", "status": "fail", "message": message, "numbers": {}}]
         session.checked(task, checks)
 
-    def _train(self, jobs: list[_Job], session: Channel) -> None:
+    def _train(self, jobs: list[Job[TrainObjective]], session: Channel) -> None:
         """Train jobs that can share a pack, at most as many at a time as is fastest."""
         tokens = [job.lease.token for job in jobs]
         try:
@@ -136,21 +121,21 @@ class TrainRunner:
             reason = f"{type(error).__name__}: {error}"
             session.finish([Result(token, TrialState.FAILED, None, reason) for token in tokens])
 
-    def _jobs_per_pack(self, job: _Job) -> int:
+    def _jobs_per_pack(self, job: Job[TrainObjective]) -> int:
         """The width that was asked for or, from the second time an architecture comes, the fastest one."""
         if self._width is not None:
             return self._width
-        key = job.key[:-1]
+        key = job.kind
         if key not in self._widths:
-            self._widths[key] = FIRST_WIDTH  # many architectures come once: those are not worth measuring
-        elif self._widths[key] == FIRST_WIDTH:
+            self._widths[key] = None  # many architectures come once: those are not worth measuring
+        elif self._widths[key] is None:
             dataset = self._dataset(job.objective, job.lease.study_seed)
             width = find_width(job.objective, dataset, device=self.device, memory_budget=self._memory)
             self._widths[key] = max(1, width // job.lease.seeds)
-        self.capacity = self._widths[key]
+        self.capacity = self._widths[key] or FIRST_WIDTH
         return self.capacity
 
-    def _train_pack(self, jobs: Sequence[_Job], session: Channel) -> None:
+    def _train_pack(self, jobs: Sequence[Job[TrainObjective]], session: Channel) -> None:
         packs = self._packs(jobs, session)
         leases = [job.lease for job in jobs]
         kept = self._checkpoints
@@ -164,7 +149,7 @@ class TrainRunner:
             kept.remove(lease)
         return None
 
-    def _packs(self, jobs: Sequence[_Job], session: Channel) -> list[Pack]:
+    def _packs(self, jobs: Sequence[Job[TrainObjective]], session: Channel) -> list[Pack]:
         """One pack per fold; in each, every job has a member per repeat, one after the other."""
         first = jobs[0].lease
         whole = self._dataset(jobs[0].objective, first.study_seed)

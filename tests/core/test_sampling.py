@@ -11,6 +11,7 @@ import math
 import random
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,6 +140,14 @@ def params(draw: st.DrawFn) -> Param:
 def test_no_draw_leaves_its_range(param: Param, unit: float) -> None:
     value = from_unit(param, unit)
     assert param.contains(value)
+
+
+@given(params(), st.floats(0, 1))
+def test_optuna_finds_every_draw_in_its_distribution(param: Param, unit: float) -> None:
+    value = from_unit(param, unit)
+    drawn = param.index(value) if isinstance(param, CategoricalParam) else value
+    trial = optuna.trial.create_trial(params={"x": drawn}, distributions={"x": param.distribution()}, value=0.0)
+    assert trial.params["x"] == drawn
 
 
 @given(params(), st.floats(0, 1, exclude_max=True))
