@@ -35,10 +35,16 @@ class FloatParam(Document):
     high: Annotated[float, Field(allow_inf_nan=False)]
     log: bool = False
     step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    hard_low: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    hard_high: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """How far an extension of the range may go at most; None: no limit of its own."""
+    natural: bool = False
+    """Whether the range ends where it does by nature, so that a best value at its border is no reason to widen it."""
 
     @model_validator(mode="after")
     def _check(self) -> FloatParam:
         _check_range(self.low, self.high, log=self.log, step=self.step)
+        _check_limits(self)
         return self
 
     def distribution(self) -> FloatDistribution:
@@ -74,10 +80,16 @@ class IntParam(Document):
     high: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
     log: bool = False
     step: Annotated[int, Field(ge=1, le=MAX_INT)] = 1
+    hard_low: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
+    hard_high: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
+    """How far an extension of the range may go at most; None: no limit of its own."""
+    natural: bool = False
+    """Whether the range ends where it does by nature, so that a best value at its border is no reason to widen it."""
 
     @model_validator(mode="after")
     def _check(self) -> IntParam:
         _check_range(self.low, self.high, log=self.log, step=self.step if self.step != 1 else None)
+        _check_limits(self)
         return self
 
     def distribution(self) -> IntDistribution:
@@ -157,6 +169,15 @@ def _check_range(low: float, high: float, *, log: bool, step: float | None) -> N
         raise _fault(f"step {step} on a log scale: give either log or step")
     if step is not None and step > high - low:
         raise _fault(f"step {step} is wider than the range from {low} to {high}")
+
+
+def _check_limits(param: FloatParam | IntParam) -> None:
+    if param.hard_low is not None and param.hard_low > param.low:
+        raise _fault(f"hard_low {param.hard_low} is above low {param.low}: the range may not start below its limit")
+    if param.hard_high is not None and param.hard_high < param.high:
+        raise _fault(f"hard_high {param.hard_high} is below high {param.high}: the range may not end above its limit")
+    if param.log and param.hard_low is not None and param.hard_low <= 0:
+        raise _fault(f"hard_low {param.hard_low} on a log scale: it must lie above zero; leave it out for no limit")
 
 
 def _fault(text: str) -> PydanticCustomError:

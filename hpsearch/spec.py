@@ -47,8 +47,14 @@ class StageSpec(Document):
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     sampler: Literal["random"] = "random"
     early_stopping: Literal["none"] = "none"
-    on_border: Literal["flag"] = "flag"
-    advance: Literal["auto"] = "auto"
+    refine: Literal["narrow", "keep"] = "narrow"
+    """Whether the space of a stage follows from its parent's trials, or stays the parent's."""
+    on_border: Literal["flag", "extend"] = "flag"
+    """What a flag at a border does: it proposes a stage past the border, or opens it, too."""
+    max_extensions: Annotated[int, Field(ge=1, le=20)] = 2
+    """How many stages ``on_border: extend`` may open after this one."""
+    advance: Literal["auto", "manual"] = "auto"
+    """Whether the stage opens by itself when its parent is done, or waits for its user."""
 
     @model_validator(mode="after")
     def _check(self) -> StageSpec:
@@ -81,6 +87,19 @@ class StageSpec(Document):
         return self.epochs or 1
 
 
+class StopSpec(Document):
+    """When a study ends itself, whichever comes first; see :mod:`hpsearch.search.ending`."""
+
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """A value of the metric: reached by a completed trial, the search is over."""
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Wall-clock time since the study was submitted."""
+    epochs: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """Epochs trained over all stages; no trial is started that would exceed them."""
+    no_improvement: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """So many trials in a row, in one stage, without a better one."""
+
+
 class StudySpec(Document):
     """One search problem. See docs/study.md for every key, its range and its default."""
 
@@ -92,6 +111,7 @@ class StudySpec(Document):
     space: Annotated[Space, Field(min_length=1, max_length=100)]
     stages: Annotated[list[StageSpec], Field(min_length=1, max_length=20)]
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    stop: StopSpec = StopSpec()
     preflight: bool = True
     """Whether a study that a worker of ours trains is checked before it spends anything."""
 

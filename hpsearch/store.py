@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.study import Event, NewStage, Preflight, Stage, Study, StudyState, Worker
+from hpsearch.study import Acknowledgement, Border, Event, NewStage, Preflight, Stage, Study, StudyState, Worker
 from hpsearch.trial import (
     Attempt,
     Decision,
@@ -90,7 +90,8 @@ class Store(Protocol):
 
     Events (kind → data): ``study`` → ``{state, reason}``; ``stage`` → ``{stage, index, state, n_trials}``;
     ``trial`` → ``{number, stage, state, value, step, params, reason}`` on every change of a trial's state
-    (not on its creation in state queued); ``test`` → the one reading of the test split.
+    (not on its creation in state queued); ``flag`` → ``{stage, parameter, side, note}``; ``test`` → the one
+    reading of the test split.
     """
 
     # -- studies ----------------------------------------------------------------------------------------------
@@ -176,11 +177,16 @@ class Store(Protocol):
         ...
 
     def open_stage(self, study_id: int, index: int, stage: NewStage, *, now: datetime) -> bool:
-        """Complete the running stage ``index - 1`` and open stage ``index``.
+        """Open stage ``index``, the next, and complete the running one; its open trials are cancelled.
+
+        A completed study runs again.
 
         Returns:
-            False, changing nothing, if that has happened already or the study has ended: however many servers
-            try, a stage opens once. A paused study's stages do open.
+            False, changing nothing, if there is a stage ``index`` already, or the study was cancelled or failed:
+            however many servers try, a stage opens once. A paused study's stages do open.
+
+        Raises:
+            Conflict: the study has a stage of that name.
         """
         ...
 
@@ -203,10 +209,20 @@ class Store(Protocol):
         ...
 
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
-        """Running stages of running or paused studies that are done (:attr:`Stage.is_done`), or hopeless.
+        """Running stages of running or paused studies that are done (:attr:`Stage.is_done`), watched, or hopeless.
 
         Hopeless: at least ``max_failures`` trials failed and none ended in another way.
         """
+        ...
+
+    # -- flags ------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, study_id: int, border: Border, note: str | None, *, now: datetime) -> None:
+        """Note that a user has seen what is said of a border; ``note`` None takes that back (event ``flag``)."""
+        ...
+
+    def acknowledgements(self, study_id: int) -> dict[Border, Acknowledgement]:
+        """What users noted of the borders of a study's stages."""
         ...
 
     # -- trials -----------------------------------------------------------------------------------------------

@@ -94,6 +94,10 @@ class NewStage:
         n_trials: how many trials it trains.
         parent: name of the stage that its space follows from.
         difference: what its space changes against the parent's: parameter → ``{"low": [from, to], …}``.
+        plan: position among the study's planned stages of the one that it is, or stands beside.
+        extension: how many stages past a border stand before it on the same plan, itself included; 0 for none.
+        exclude: a part of its space that its parent has sampled already, where it draws nothing.
+        watched: whether it may be settled before it is done.
     """
 
     spec: StageSpec
@@ -101,6 +105,10 @@ class NewStage:
     n_trials: int
     parent: str | None = None
     difference: dict[str, Any] | None = None
+    plan: int = 0
+    extension: int = 0
+    exclude: Space | None = None
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Stage:
         index: from 0 within the study.
         n_created: how many of its ``n_trials`` planned trials have been created.
         counts: how many trials are in each state (those added from outside included).
+        n_epochs: epochs that its ended trials trained, the last step of each summed.
+        plan, extension, exclude, watched: as in :class:`NewStage`.
     """
 
     id: int
@@ -126,6 +136,11 @@ class Stage:
     counts: Mapping[TrialState, int]
     opened_at: datetime
     ended_at: datetime | None
+    n_epochs: int = 0
+    plan: int = 0
+    extension: int = 0
+    exclude: Space | None = None
+    watched: bool = False
 
     @property
     def name(self) -> str:
@@ -142,6 +157,23 @@ class Stage:
         """Whether every planned trial has been created and has ended."""
         open_trials = self.counts.get(TrialState.QUEUED, 0) + self.counts.get(TrialState.RUNNING, 0)
         return self.n_created >= self.n_trials and open_trials == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """One border of one parameter's range in one stage."""
+
+    stage: str
+    parameter: str
+    side: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """What a user said of a flag: they have seen it."""
+
+    note: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

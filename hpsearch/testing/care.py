@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from hpsearch.errors import NotFound
-from hpsearch.study import Preflight, PreflightStatus, Study, StudyState
+from hpsearch.study import Acknowledgement, Border, Preflight, PreflightStatus, Study, StudyState
 from hpsearch.testing.kept import Kept
 
 
@@ -62,6 +62,23 @@ class Care:
                     kept.study = replace(kept.study, state=state, reason=failure)
                     kept.log_state(now)
             return True
+
+    # -- flags ------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, study_id: int, border: Border, note: str | None, *, now: datetime) -> None:
+        """See Store."""
+        with self._lock:
+            kept = self._of(study_id)
+            if note is None:
+                kept.acknowledged.pop(border, None)
+            else:
+                kept.acknowledged[border] = Acknowledgement(note, now)
+            kept.log("flag", {**asdict(border), "note": note}, now)
+
+    def acknowledgements(self, study_id: int) -> dict[Border, Acknowledgement]:
+        """See Store."""
+        with self._lock:
+            return dict(self._of(study_id).acknowledged)
 
     # -- the test split ---------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.study import Event, Preflight, PreflightStatus, Stage, StageState, Study
+from hpsearch.study import Acknowledgement, Border, Event, Preflight, PreflightStatus, Stage, StageState, Study
 from hpsearch.trial import Attempt, AttemptState, Trial, TrialState
 
 
@@ -45,6 +45,7 @@ class Kept:
     metrics: dict[int, dict[int, dict[str, float]]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     preflight: Preflight = field(default_factory=lambda: Preflight(PreflightStatus.SKIPPED))
+    acknowledged: dict[Border, Acknowledgement] = field(default_factory=dict)
 
     def log(self, kind: str, data: dict[str, Any], now: datetime) -> None:
         """Append to the log."""
@@ -69,7 +70,9 @@ class Kept:
         """A stage with its counts."""
         mine = [t for t in self.trials if t.stage == stage.name]
         counts = {state: sum(t.state is state for t in mine) for state in TrialState}
-        return replace(stage, counts=counts, n_created=sum(t.number in self.planned for t in mine))
+        n_epochs = sum(t.step for t in mine if t.state.is_finished)
+        n_created = sum(t.number in self.planned for t in mine)
+        return replace(stage, counts=counts, n_created=n_created, n_epochs=n_epochs)
 
     def running_stage(self) -> Stage | None:
         """The stage that is running."""

@@ -94,19 +94,19 @@ class MemoryStore(Care):
             ended_at = now if state.is_finished else None
             kept.study = replace(kept.study, state=state, reason=reason, ended_at=ended_at)
             if state.is_finished:
-                self._end_all(kept, f"the study was {state.value}", now)
+                self._end_open(kept, f"the study was {state.value}", now)
+                if stage := kept.running_stage():
+                    completed = state is StudyState.COMPLETED
+                    self._close(kept, stage, StageState.COMPLETED if completed else StageState.CANCELLED, now)
             kept.log_state(now)
             return kept.study
 
-    def _end_all(self, kept: Kept, reason: str, now: datetime) -> None:
+    def _end_open(self, kept: Kept, reason: str, now: datetime) -> None:
         for trial in [t for t in kept.trials if not t.state.is_finished]:
             for item in kept.tries.get(trial.number, []):
                 if item.holds:
                     end(item, AttemptState.CANCELLED, reason, now)
             kept.put(replace(trial, state=TrialState.CANCELLED, reason=reason, ended_at=now), now)
-        if stage := kept.running_stage():
-            completed = kept.study.state is StudyState.COMPLETED
-            self._close(kept, stage, StageState.COMPLETED if completed else StageState.CANCELLED, now)
 
     def delete_study(self, study_id: int) -> None:
         """See Store."""
@@ -128,12 +128,16 @@ class MemoryStore(Care):
         """See Store."""
         with self._lock:
             kept = self._of(study_id)
-            parent = kept.running_stage()
-            if kept.study.state.is_finished or parent is None or parent.index != index - 1:
+            if kept.study.state in (StudyState.CANCELLED, StudyState.FAILED) or index != len(kept.stages):
                 return False
             if any(s.name == stage.spec.name for s in kept.stages):
                 raise Conflict(f"the study has a stage {stage.spec.name!r} already")
-            self._close(kept, parent, StageState.COMPLETED, now)
+            if kept.study.state is StudyState.COMPLETED:
+                kept.study = replace(kept.study, state=StudyState.RUNNING, reason=None, ended_at=None)
+                kept.log_state(now)
+            if parent := kept.running_stage():
+                self._end_open(kept, f"the stage {stage.spec.name!r} was opened", now)
+                self._close(kept, parent, StageState.COMPLETED, now)
             self._open(kept, index, stage, now)
             return True
 
@@ -152,6 +156,10 @@ class MemoryStore(Care):
             counts={},
             opened_at=now,
             ended_at=None,
+            plan=new.plan,
+            extension=new.extension,
+            exclude=new.exclude,
+            watched=new.watched,
         )
         kept.stages.append(stage)
         kept.log_stage(stage, now)
@@ -188,7 +196,7 @@ class MemoryStore(Care):
                     continue
                 stage = kept.live(running)
                 n_failed = stage.counts[TrialState.FAILED]
-                if stage.is_done or (n_failed >= max_failures and stage.n_finished == n_failed):
+                if stage.is_done or stage.watched or (n_failed >= max_failures and stage.n_finished == n_failed):
                     found.append((kept.study, stage))
             return found
 

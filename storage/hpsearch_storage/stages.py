@@ -30,9 +30,17 @@ def one(connection: Connection, stage_id: int) -> Stage | None:
     return None if row is None else to_stage(row)
 
 
-def running(connection: Connection, study_id: int) -> Stage | None:
-    """The running stage of a study."""
+def number(connection: Connection, study_id: int) -> int:
+    """How many stages a study has, all of them opened one after the other."""
+    query = select(func.coalesce(func.max(_stages.index), -1) + 1).where(_stages.study_id == study_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def running(connection: Connection, study_id: int, *, before: int | None = None) -> Stage | None:
+    """The running stage of a study (of those below an index)."""
     query = select(tables.stages).where(_stages.study_id == study_id, _stages.state == StageState.RUNNING)
+    if before is not None:
+        query = query.where(_stages.index < before)
     row = connection.execute(query.order_by(_stages.index)).first()
     return None if row is None else to_stage(row)
 
@@ -58,6 +66,9 @@ def open_(connection: Connection, study_id: int, index: int, stage: NewStage, *,
             n_created=0,
             parent=stage.parent,
             difference=stage.difference,
+            origin=_encode_origin(stage),
+            watched=int(stage.watched),
+            n_epochs=0,
             state=StageState.RUNNING,
             opened_at=now,
             **{counter(state): 0 for state in TrialState},
@@ -76,11 +87,25 @@ def _entry(name: str, index: int, state: StageState, n_trials: int) -> Entry:
     return "stage", {"stage": name, "index": index, "state": state.value, "n_trials": n_trials}
 
 
-def count(connection: Connection, stage_id: int, deltas: Mapping[TrialState, int], *, n_created: int = 0) -> None:
+def _encode_origin(stage: NewStage) -> dict[str, Any]:
+    exclude = None if stage.exclude is None else encode_space(stage.exclude)
+    return {"plan": stage.plan, "extension": stage.extension, "exclude": exclude}
+
+
+def count(
+    connection: Connection,
+    stage_id: int,
+    deltas: Mapping[TrialState, int],
+    *,
+    n_created: int = 0,
+    n_epochs: int = 0,
+) -> None:
     """Change a stage's counters. The study is locked."""
     values: dict[str, Any] = {counter(state): _stages[counter(state)] + n for state, n in deltas.items() if n}
     if n_created:
         values["n_created"] = _stages.n_created + n_created
+    if n_epochs:
+        values["n_epochs"] = _stages.n_epochs + n_epochs
     if values:
         connection.execute(update(tables.stages).where(_stages.id == stage_id).values(values))
 
@@ -101,7 +126,7 @@ def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | 
 
 
 def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:
-    """Running stages of running or paused studies that are done, or hopeless; see Store."""
+    """Running stages of running or paused studies that are done, watched, or hopeless; see Store."""
     done = and_(_stages.n_created >= _stages.n_trials, _stages.n_queued + _stages.n_running == 0)
     others = (s for s in TrialState if s.is_finished and s != TrialState.FAILED)
     hopeless = and_(_stages.n_failed >= max_failures, *(_stages[counter(state)] == 0 for state in others))
@@ -109,7 +134,7 @@ def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study,
         select(tables.stages)
         .join(tables.studies, tables.studies.c.id == _stages.study_id)
         .where(tables.studies.c.state.in_([StudyState.RUNNING, StudyState.PAUSED]))
-        .where(_stages.state == StageState.RUNNING, or_(done, hopeless))
+        .where(_stages.state == StageState.RUNNING, or_(done, hopeless, _stages.watched == 1))
         .order_by(_stages.study_id, _stages.index)
     )
     return _with_studies(connection, query)
@@ -143,6 +168,7 @@ def counter(state: TrialState) -> str:
 def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:
     """The stage of a row."""
     values = row._mapping
+    origin = row.origin or {"plan": values["index"], "extension": 0, "exclude": None}
     return Stage(
         id=row.id,
         study_id=row.study_id,
@@ -157,4 +183,9 @@ def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:
         counts={state: values[counter(state)] for state in TrialState},
         opened_at=row.opened_at,
         ended_at=row.ended_at,
+        n_epochs=row.n_epochs,
+        plan=origin["plan"],
+        extension=origin["extension"],
+        exclude=None if origin["exclude"] is None else decode_space(origin["exclude"]),
+        watched=bool(row.watched),
     )

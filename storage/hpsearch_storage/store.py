@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,9 +13,22 @@ from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
-from hpsearch.study import Event, NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
+from hpsearch.study import (
+    Acknowledgement,
+    Border,
+    Event,
+    NewStage,
+    Preflight,
+    PreflightStatus,
+    Stage,
+    StageState,
+    Study,
+    StudyState,
+    Worker,
+)
 from hpsearch.trial import Attempt, Decision, HeldTrial, Lease, Outcome, Report, Result, StepMetrics, Trial, TrialState
 from hpsearch_storage import (
+    acknowledgements,
     attempts,
     events,
     leases,
@@ -32,6 +45,8 @@ from hpsearch_storage.engine import Database
 
 _STUDIES = "studies"
 """Mark of a cursor in the list of studies."""
+_UNDONE = (StudyState.CANCELLED, StudyState.FAILED)
+"""Ended without a result: no stage is opened after them."""
 
 
 class SqlStore:
@@ -160,12 +175,17 @@ class SqlStore:
 
         def work(connection: Connection) -> bool:
             study = studies.lock_one(connection, study_id)
-            parent = stages.running(connection, study_id)
-            if study.state.is_finished or parent is None or parent.index != index - 1:
+            if study.state in _UNDONE or index != stages.number(connection, study_id):
                 return False
-            ended = stages.end(connection, parent, StageState.COMPLETED, now=now)
+            entries = []
+            if study.state == StudyState.COMPLETED:
+                study = studies.set_state(connection, study_id, StudyState.RUNNING, None, ended_at=None)
+                entries.append(_state_entry(study))
             opened = stages.open_(connection, study_id, index, stage, now=now)
-            events.append(connection, study_id, [ended, opened], now=now)
+            if parent := stages.running(connection, study_id, before=index):
+                _end_open(connection, study_id, f"the stage {stage.spec.name!r} was opened", now=now)
+                entries.append(stages.end(connection, parent, StageState.COMPLETED, now=now))
+            events.append(connection, study_id, [*entries, opened], now=now)
             return True
 
         return self._database.write(work)
@@ -189,6 +209,27 @@ class SqlStore:
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
         """See Store."""
         return self._database.read(lambda connection: stages.to_settle(connection, max_failures=max_failures))
+
+    # -- flags ------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, study_id: int, border: Border, note: str | None, *, now: datetime) -> None:
+        """See Store."""
+
+        def work(connection: Connection) -> None:
+            studies.lock_one(connection, study_id)
+            acknowledgements.write(connection, study_id, border, note, now=now)
+            events.append(connection, study_id, [("flag", {**asdict(border), "note": note})], now=now)
+
+        self._database.write(work)
+
+    def acknowledgements(self, study_id: int) -> dict[Border, Acknowledgement]:
+        """See Store."""
+
+        def work(connection: Connection) -> dict[Border, Acknowledgement]:
+            studies.check(connection, study_id)
+            return acknowledgements.of_study(connection, study_id)
+
+        return self._database.read(work)
 
     # -- trials -----------------------------------------------------------------------------------------------
 
@@ -377,11 +418,15 @@ def _finish(connection: Connection, worker: str, given: Sequence[Result], *, now
     return results.finish(connection, given, now=now)
 
 
+def _end_open(connection: Connection, study_id: int, reason: str, *, now: datetime) -> None:
+    attempts.cancel_all(connection, study_id, reason=reason, now=now)
+    trials.cancel_open(connection, study_id, reason=reason, now=now)
+
+
 def _end_all(connection: Connection, study: Study, *, now: datetime) -> None:
     """End what is open in a study that has ended."""
     reason = f"the study was {study.state.value}" + (f": {study.reason}" if study.reason else "")
-    attempts.cancel_all(connection, study.id, reason=reason, now=now)
-    trials.cancel_open(connection, study.id, reason=reason, now=now)
+    _end_open(connection, study.id, reason, now=now)
     if stage := stages.running(connection, study.id):
         completed = study.state == StudyState.COMPLETED
         state = StageState.COMPLETED if completed else StageState.CANCELLED

@@ -57,6 +57,9 @@ stages = Table(
     *(Column(f"n_{state.value}", Whole, nullable=False) for state in TrialState),
     Column("opened_at", Moment, nullable=False),
     Column("ended_at", Moment),
+    Column("origin", JsonText),  # plan, extension and the space to leave out; null: as planned
+    Column("watched", Whole, nullable=False, server_default="0"),  # 1: may be settled before it is done
+    Column("n_epochs", Whole, nullable=False, server_default="0"),  # of its ended trials
     PrimaryKeyConstraint("id"),
     ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
     UniqueConstraint("study_id", "index"),
@@ -126,6 +129,20 @@ metrics = Table(
     Column("values", Words, nullable=False),
     PrimaryKeyConstraint("trial_id", "step"),
     ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
+    sqlite_with_rowid=False,
+)
+
+acknowledgements = Table(
+    "acknowledgements",
+    metadata,
+    Column("study_id", Whole, nullable=False),
+    Column("stage", Words, nullable=False),
+    Column("parameter", Words, nullable=False),
+    Column("side", Words, nullable=False),
+    Column("note", Words, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("study_id", "stage", "parameter", "side"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
     sqlite_with_rowid=False,
 )
 

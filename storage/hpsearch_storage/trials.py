@@ -187,11 +187,13 @@ def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]],
     """Write new states over old ones: rows, counters of their stages, events. Their studies are locked."""
     parameters = []
     deltas: dict[int, Counter[TrialState]] = defaultdict(Counter)
+    n_epochs: Counter[int] = Counter()
     entries: dict[int, list[Entry]] = defaultdict(list)
     for old, new in changes:
         parameters.append({f"new_{name}": getattr(new, name) for name in _CHANGING} | {"row_id": new.id})
         deltas[new.stage_id][old.state] -= 1
         deltas[new.stage_id][new.state] += 1
+        n_epochs[new.stage_id] += new.step * new.state.is_finished - old.step * old.state.is_finished
         entries[new.study_id].append(new.entry())
     if parameters:
         connection.execute(
@@ -201,7 +203,7 @@ def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]],
             parameters,
         )
     for stage_id in sorted(deltas):
-        stages.count(connection, stage_id, deltas[stage_id])
+        stages.count(connection, stage_id, deltas[stage_id], n_epochs=n_epochs[stage_id])
     for study_id in sorted(entries):
         events.append(connection, study_id, entries[study_id], now=now)
 

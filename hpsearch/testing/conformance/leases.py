@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from hpsearch.store import Store, WorkerHello
 from hpsearch.study import StudyState
-from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello, new_stage
+from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
 
 
@@ -49,13 +49,6 @@ class Leases(Base):
         leases = self.lease(store, 2) + self.lease(store, 9, hello("w2"))
         assert self.numbers(leases) == [0, 1, 2, 3]
         assert len({lease.token for lease in leases}) == 4
-
-    def test_lower_stages_first(self, store: Store) -> None:
-        study = self.create(store, queued=4)
-        store.open_stage(study.id, 1, new_stage(study.spec, 1), now=T0)
-        self.enqueue(store, study, 2)
-        leases = self.lease(store, 5)
-        assert [(lease.stage_index, lease.trial, lease.epochs) for lease in leases[3:]] == [(0, 3, 3), (1, 4, 5)]
 
     def test_fewest_running_first_then_oldest(self, store: Store) -> None:
         for name in ("a", "b"):

@@ -214,7 +214,7 @@ class Studies(Base):
     def test_open_stage_of_paused_and_ended_studies(self, store: Store) -> None:
         paused, ended = self.create(store, "a"), self.create(store, "b")
         store.set_state(paused.id, StudyState.PAUSED, now=T0)
-        store.set_state(ended.id, StudyState.COMPLETED, now=T0)
+        store.set_state(ended.id, StudyState.CANCELLED, now=T0)
         assert store.open_stage(paused.id, 1, new_stage(paused.spec, 1), now=T0)
         assert not store.open_stage(ended.id, 1, new_stage(ended.spec, 1), now=T0)
         assert len(store.stages(ended.id)) == 1
