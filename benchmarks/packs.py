@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.peers import RayTune, optuna_rate
 from benchmarks.workloads import WORKLOADS, Bench, matmul_rate
+from hpsearch.training.devices import prepare_process
 
 PEERS = {
     "a": "plain loop, one at a time",
@@ -46,7 +47,7 @@ PEERS = {
 
 def _serve(pipe: Connection, name: str, device: str, barrier: Any) -> None:
     """One process of the crew: does what it is told, together with the others if told so."""
-    torch.set_num_threads(1)
+    prepare_process(1)
     bench = Bench(WORKLOADS[name], device)
     pipe.send(bench.flops())
     while (job := pipe.recv()) is not None:

@@ -77,10 +77,39 @@ def cnn(shape: tuple[int, ...], n_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
+class Block(nn.Module):
+    """Two convolutions and a shortcut (He et al. 2015b), which is a 1 × 1 convolution where the shapes differ."""
+
+    def __init__(self, n_inputs: int, n_outputs: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(n_inputs, n_outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_outputs), nn.ReLU(),
+            nn.Conv2d(n_outputs, n_outputs, 3, padding=1, bias=False), nn.BatchNorm2d(n_outputs),
+        )  # fmt: skip
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or n_inputs != n_outputs:
+            convolution = nn.Conv2d(n_inputs, n_outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(n_outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) → the same, halved by the stride."""
+        return nn.functional.relu(self.main(x) + self.shortcut(x))
+
+
+def resnet(shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """A convolution, two stages of one block with 16 and 32 channels, the mean of each map, then scores."""
+    return nn.Sequential(
+        nn.Conv2d(shape[2], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        Block(16, 16, 1), Block(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, n_classes),
+    )  # fmt: skip
+
+
 def _train(data: dict[str, Any], batch_size: int, **keys: Any) -> dict[str, Any]:
     return {"kind": "train", "data": data, "batch_size": batch_size, **keys}
 
 
+RESNET = {"kind": "resnet", "channels": [16, 32], "blocks": 1, "batch_norm": True}
 ADAM = {"kind": "adam", "lr": 1e-3}
 WORKLOADS: dict[str, Workload] = {
     "cifar10": Workload(
@@ -127,6 +156,13 @@ WORKLOADS: dict[str, Workload] = {
         1,
         cnn,
         (1, 2, 4, 8, 16),
+    ),
+    "digits-resnet": Workload(
+        "residual net 16, 32 channels with batch norm, digits 8 × 8, batch 100, 4 epochs",
+        _train(DIGITS, 100, model=RESNET),
+        4,
+        resnet,
+        (1, 2, 4, 8),
     ),
 }
 """Name on the command line → what it is."""

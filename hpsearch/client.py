@@ -107,6 +107,47 @@ class StudyHandle:
         return flags
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The stages opened so far, with spaces, parents, counts and costs."""
+        stages: list[dict[str, Any]] = self._connection.call("GET", f"{self._path}/stages")["items"]
+        return stages
+
+    @property
+    def proposals(self) -> list[dict[str, Any]]:
+        """Stages that :meth:`open_stage` would open: past flagged borders, and the next of the plan."""
+        proposals: list[dict[str, Any]] = self._connection.call("GET", f"{self._path}/stages")["proposals"]
+        return proposals
+
+    def open_stage(self, proposal: str | None = None, **changes: Any) -> dict[str, Any]:
+        """Open a proposed stage (the only one, or the one named), or with changes alone a stage of one's own.
+
+        Args:
+            proposal: name of the proposal.
+            changes: ``trials``, ``epochs``, ``space={"lr": {"high": 0.1}}``, ``name``, ``parent`` and other keys of
+                a stage.
+
+        Raises:
+            ServerRefused: there is no such proposal, or the stage is none of this study.
+        """
+        body = changes if proposal is None else {"proposal": proposal, **changes}
+        stage: dict[str, Any] = self._connection.call("POST", f"{self._path}/stages", body=body)
+        return stage
+
+    @property
+    def analysis(self) -> dict[str, Any]:
+        """What the statistics say: ``narrowings``, ``agreements`` between epoch budgets, ``finalists``."""
+        analysis: dict[str, Any] = self._connection.call("GET", f"{self._path}/analysis")
+        return analysis
+
+    def acknowledge(self, stage: str, parameter: str, side: str, note: str | None = "") -> list[dict[str, Any]]:
+        """Note that a flag has been seen; ``note=None`` takes that back. Returns the flags."""
+        body = {"stage": stage, "parameter": parameter, "side": side, "note": note}
+        flags: list[dict[str, Any]] = self._connection.call("POST", f"{self._path}/flags/acknowledge", body=body)[
+            "items"
+        ]
+        return flags
+
+    @property
     def preflight(self) -> list[dict[str, Any]]:
         """The checks that ran before the first stage: ``{name, status, message, numbers}``."""
         checks: list[dict[str, Any]] = self._connection.call("GET", f"{self._path}/preflight")["items"]

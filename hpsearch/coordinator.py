@@ -11,22 +11,23 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from hpsearch import advancing
+from hpsearch.advancing import OwnStage
+from hpsearch.drawing import Drawer
 from hpsearch.errors import Conflict, Fault, InvalidSpec
 from hpsearch.insight import Insights
+from hpsearch.lineage import Line, Lineage, ResumeFrom
 from hpsearch.search.ranking import finalist_params
-from hpsearch.search.refining import difference, narrow
-from hpsearch.search.sampling import data_seed, sample, training_seed
+from hpsearch.search.samplers import check_samplers
 from hpsearch.space import Params, check_params
-from hpsearch.spec import StageSpec, StudySpec
-from hpsearch.store import Store, TrialQuery, WorkerHello, all_trials
-from hpsearch.study import NewStage, Stage, StageState, Study, StudyState
+from hpsearch.spec import StudySpec
+from hpsearch.stages import Stages
+from hpsearch.stopper import Stopper
+from hpsearch.store import Store, WorkerHello
+from hpsearch.study import Border, Stage, StageState, Study, StudyState
 from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
 from hpsearch.verdicts import judge
 
-QUEUE_AHEAD = 64
-"""At least so many trials are created at a time, if the stage has room."""
-MAX_FAILURES = 3
-"""A stage whose first trials all fail, so many of them, ends its study: the fault lies in the set-up."""
 PREFLIGHT_TTL = timedelta(seconds=180)
 """How long a worker has to run the checks of a study before another may."""
 MAX_LOST = 3
@@ -43,14 +44,31 @@ class Assignment:
     """A lease, with what its worker needs to know of the study.
 
     Attributes:
-        seed: what the trial trains with (weights), its own.
-        data_seed: what the order of the minibatches follows from, shared by all trials of the stage.
+        line: where its training comes from, with the seeds that it trains with.
+        n_kept: how many checkpoints its worker keeps: of trials stopped at one epoch, and of completed ones, the best.
     """
 
     lease: Lease
     spec: StudySpec
-    seed: int
-    data_seed: int
+    line: Line
+    n_kept: tuple[int, int] = (0, 0)
+
+    @property
+    def seed(self) -> int:
+        """What the trial trains with (weights)."""
+        return self.line.seed
+
+    @property
+    def data_seed(self) -> int:
+        """What the order of the minibatches follows from."""
+        return self.line.data_seed
+
+    @property
+    def resume_from(self) -> ResumeFrom | None:
+        """What the trial goes on from: a trial of the parent stage, or itself."""
+        lease = self.lease
+        own = ResumeFrom(lease.stage, lease.trial, lease.step, lease.epochs)
+        return self.line.parent or (own if lease.step else None)
 
 
 class Coordinator:
@@ -67,6 +85,10 @@ class Coordinator:
         self.clock = clock
         self.lease_ttl = lease_ttl
         self.insights = Insights(store)
+        self.lineage = Lineage(store, self.insights)
+        self.drawer = Drawer(store, self.insights, clock)
+        self.stopper = Stopper(store, clock)
+        self.stages = Stages(store, self.insights, self.stopper, clock)
         self._reap_from = clock() + lease_ttl
         self._spec = lru_cache(maxsize=256)(self._read_spec)
         self._on_change: list[Callable[[], None]] = []
@@ -82,12 +104,16 @@ class Coordinator:
     # -- studies ------------------------------------------------------------------------------------------------
 
     def submit(self, spec: StudySpec, *, idempotency_key: str | None = None) -> tuple[Study, bool]:
-        """Create a study, or find the one that an equal request created. See :meth:`Store.create_study`."""
-        first = spec.stages[0]
-        stage = NewStage(spec=first, space=spec.space, n_trials=first.n_trials)
+        """Create a study, or find the one that an equal request created. See :meth:`Store.create_study`.
+
+        Raises:
+            InvalidSpec: a stage's sampler cannot be used here.
+            Conflict: the name, or the key, is taken by another spec.
+        """
+        check_samplers(spec)
         study, created = self.store.create_study(
             spec,
-            stage,
+            advancing.first_stage(spec),
             now=self.clock(),
             idempotency_key=idempotency_key,
             preflight=spec.preflight and spec.objective.kind != "external",
@@ -97,8 +123,10 @@ class Coordinator:
         return study, created
 
     def set_state(self, name: str, state: StudyState, *, reason: str | None = None) -> Study:
-        """Pause, resume or cancel a study. Raises NotFound, Conflict."""
+        """Pause, resume or cancel a study; a stage that waits for its user opens on resuming. Raises NotFound, Conflict."""
         study = self.store.study(name)
+        if state is StudyState.RUNNING and study.state is StudyState.PAUSED:
+            self.stages.open_waiting(study)
         changed = self.store.set_state(study.id, state, reason=reason, now=self.clock())
         self._changed()
         return changed
@@ -106,6 +134,17 @@ class Coordinator:
     def delete(self, name: str) -> None:
         """Remove a study and all that belongs to it. Raises NotFound."""
         self.store.delete_study(self.store.study(name).id)
+        self._changed()
+
+    def open_stage(self, study: Study, asked: OwnStage) -> Stage:
+        """See :meth:`hpsearch.stages.Stages.open`."""
+        opened = self.stages.open(study, asked)
+        self._changed()
+        return opened
+
+    def acknowledge(self, name: str, border: Border, note: str | None) -> None:
+        """See :meth:`hpsearch.stages.Stages.acknowledge`. Raises NotFound."""
+        self.stages.acknowledge(self.store.study(name), border, note)
         self._changed()
 
     def enqueue(self, name: str, params: Sequence[Params]) -> list[int]:
@@ -192,45 +231,61 @@ class Coordinator:
     def _create_trials(self, wanted: int, study: str | None, kinds: list[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""
         for owner, stage in self.store.stages_with_room(study=study, kinds=kinds):
-            count = min(stage.n_trials - stage.n_created, max(wanted, QUEUE_AHEAD))
-            first = owner.next_number
+            room = self._room(owner, stage)
+            if room <= 0:
+                continue
             if stage.spec.top is None:
-                numbers = range(first, first + count)
-                params = [sample(stage.space, seed=owner.spec.seed, stage=stage.index, number=n) for n in numbers]
+                if not self.drawer.create(owner, stage, wanted, room=room):
+                    continue
             else:
-                params = self._finalists(owner, stage)[stage.n_created : stage.n_created + count]
-            self.store.add_trials(stage.id, first, params, now=self.clock())
+                params = self._finalists(owner, stage)[stage.n_created : stage.n_created + room]
+                self.store.add_trials(stage.id, owner.next_number, params, now=self.clock())
             return True  # also where another server was faster: then there is something to lease now
         return False
 
+    def _room(self, study: Study, stage: Stage) -> int:
+        """How many trials a stage may still create, within the study's limit of epochs."""
+        room = stage.n_trials - stage.n_created
+        limit = study.spec.stop.epochs
+        if limit is None:
+            return room
+        n_open = stage.counts.get(TrialState.QUEUED, 0) + stage.counts.get(TrialState.RUNNING, 0)
+        trained = sum(s.n_epochs for s in self.store.stages(study.id))
+        return min(room, (limit - trained) // stage.spec.n_epochs - n_open)
+
     def _finalists(self, study: Study, stage: Stage) -> list[Params]:
-        """The params of every trial of a confirm stage: each finalist of the parent, once per seed."""
-        trials = all_trials(self.store, study.id, TrialQuery(stage=stage.parent))
+        """The params of every trial of a confirm stage: round after round, each finalist of the parent once in each."""
+        stages = self.store.stages(study.id)
+        parent = next(s for s in stages if s.name == stage.parent)
+        trials = self.insights.evidence(study.id, stages, parent)
         best = finalist_params(trials, study.spec.metric, stage.spec.top or 0)
-        return [params for params in best for _ in range(stage.spec.n_seeds)]
+        return [params for _ in range(stage.spec.n_seeds) for params in best]
 
     def _assignment(self, lease: Lease) -> Assignment:
         spec = self._spec(lease.study, lease.study_id)
-        return Assignment(
-            lease,
-            spec,
-            seed=training_seed(spec.seed, lease.stage_index, lease.trial),
-            data_seed=data_seed(spec.seed, lease.stage_index),
-        )
+        line = self.lineage.line(spec, lease.study_id, lease.stage, lease.trial, lease.params)
+        return Assignment(lease, spec, line, self.lineage.n_kept(spec, lease.study_id, lease.stage))
 
     def _read_spec(self, name: str, study_id: int) -> StudySpec:
         del study_id  # part of the key: a study deleted and made anew has another
         return self.store.study(name).spec
 
     def report(self, worker: str, reports: Sequence[Report]) -> list[Decision]:
-        """See :meth:`Store.report`."""
-        return self.store.report(worker, reports, now=self.clock(), ttl=self.lease_ttl)
+        """See :meth:`Store.report`; and ``stop`` where the rule of a stage says so."""
+        decisions = self.store.report(worker, reports, now=self.clock(), ttl=self.lease_ttl)
+        decisions, promoted = self.stopper.decide(reports, decisions)
+        if promoted:
+            self._changed()
+        return decisions
 
     def finish(self, worker: str, results: Sequence[Result]) -> list[Outcome]:
         """End trials, and whatever ends with them. See :meth:`Store.finish`."""
         held = self.store.held([result.token for result in results])
         judged = [self._judged(result, held.get(result.token)) for result in results]
         outcomes = self.store.finish(worker, judged, now=self.clock())
+        stopped = [held[r.token] for r in judged if r.state is TrialState.PRUNED and r.token in held]
+        for study_id, study, stage in sorted({(trial.study_id, trial.study, trial.stage) for trial in stopped}):
+            self.stopper.promote(study_id, study, stage)
         self.settle()
         self._changed()
         return outcomes
@@ -240,7 +295,8 @@ class Coordinator:
             return result
         metric = self._spec(held.study, held.study_id).metric
         verdicts = judge(held.steps, state=result.state, metric=metric.name, direction=metric.direction)
-        return replace(result, verdicts=tuple(asdict(verdict) for verdict in verdicts))
+        state = self.stopper.ends_as(held.study_id, held.study, held.stage, result.state)
+        return replace(result, state=state, verdicts=tuple(asdict(verdict) for verdict in verdicts))
 
     # -- preflight ----------------------------------------------------------------------------------------------
 
@@ -276,37 +332,6 @@ class Coordinator:
         self.settle()
 
     def settle(self) -> None:
-        """End every stage that is done, and open what follows; end studies that are complete or hopeless.
-
-        Repeating it is harmless, also at the same time on several servers.
-        """
-        for study, stage in self.store.stages_to_settle(max_failures=MAX_FAILURES):
-            self._settle(study, stage)
+        """End every stage that is over, and open what follows. See :class:`hpsearch.stages.Stages`."""
+        if self.stages.settle():
             self._changed()
-
-    def _settle(self, study: Study, stage: Stage) -> None:
-        now = self.clock()
-        if not stage.counts.get(TrialState.COMPLETED):
-            reason = self._why_none_completed(study, stage)
-            self.store.set_state(study.id, StudyState.FAILED, reason=reason, now=now)
-        elif stage.index + 1 == len(study.spec.stages):
-            self.store.set_state(study.id, StudyState.COMPLETED, now=now)
-        else:
-            self._open_next(study, stage, study.spec.stages[stage.index + 1])
-
-    def _why_none_completed(self, study: Study, stage: Stage) -> str:
-        counts = ", ".join(f"{n} {state}" for state, n in stage.counts.items() if n and state.is_finished)
-        last = self.store.trials(study.id, TrialQuery(stage=stage.name, sort="-ended_at", limit=1)).items
-        why = f": {last[0].reason}" if last and last[0].reason else ""
-        return f"no trial of the stage {stage.name!r} completed ({counts}){why}"
-
-    def _open_next(self, study: Study, stage: Stage, following: StageSpec) -> None:
-        trials = all_trials(self.store, study.id, TrialQuery(stage=stage.name))
-        metric = study.spec.metric
-        if following.top is None:
-            space, n_trials = narrow(stage.space, trials, metric), following.n_trials
-        else:
-            space = stage.space
-            n_trials = len(finalist_params(trials, metric, following.top)) * following.n_seeds
-        child = NewStage(following, space, n_trials, parent=stage.name, difference=difference(stage.space, space))
-        self.store.open_stage(study.id, stage.index + 1, child, now=self.clock())

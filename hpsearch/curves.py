@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 TINY = 1e-12
@@ -43,14 +44,14 @@ class Curves:
         watched = ("train_loss", "val_loss", metric)
         points: list[Point] = []
         for point in curves:
-            values = [point.values[name] for name in watched if name in point.values]
-            wrong = next((value for value in values if not math.isfinite(value)), None)
-            if wrong is not None:
-                self.bad = (point.step, wrong)
+            reported = point.values
+            values = [reported[name] for name in watched if name in reported]
+            if not all(map(math.isfinite, values)):
+                self.bad = (point.step, next(value for value in values if not math.isfinite(value)))
                 break
             if values:
                 points.append(point)
-        self.points = points
+        self._rows = [point.values for point in points]
         self.first_step = curves[0].step if curves else None
         self.last_step = curves[-1].step if curves else None
         self.steps = [point.step for point in points]
@@ -75,17 +76,20 @@ class Curves:
 
     def series(self, name: str) -> list[float]:
         """Finite values of a metric, if every step has one, else none."""
-        values = [point.values[name] for point in self.points if name in point.values]
-        complete = len(values) == len(self.points) and all(math.isfinite(value) for value in values)
-        return values if complete else []
+        try:
+            values = list(map(itemgetter(name), self._rows))
+        except KeyError:
+            return []
+        return values if all(map(math.isfinite, values)) else []
 
     def _losses(self, name: str) -> list[float]:
         values = self.series(name)
-        return values if all(value >= 0 for value in values) else []
+        return values if min(values, default=0.0) >= 0 else []
 
     def found(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of what is not reported at every step, where it is finite."""
-        return [(p.step, v) for p in self.points if math.isfinite(v := p.values.get(name, math.nan))]
+        rows = zip(self.steps, self._rows, strict=True)
+        return [(step, v) for step, row in rows if (v := row.get(name)) is not None and math.isfinite(v)]
 
     def median(self, name: str) -> float | None:
         """The median over the steps that have a finite one (the upper of two middle ones)."""

@@ -67,6 +67,8 @@ def stage_table(study: dict[str, Any]) -> Table:
     for stage in study["stages"]:
         ranges = "\n".join(f"{escape(name)} {_range(param)}" for name, param in stage["space"].items())
         counts = ", ".join(f"{n} {state}" for state, n in stage["counts"].items() if n)
+        if stage["n_inherited"]:
+            counts += f", {stage['n_inherited']} inherited"
         table.add_row(
             escape(stage["name"]), stage["state"], str(stage["n_trials"]), str(stage["epochs"]), ranges, counts
         )
@@ -83,7 +85,57 @@ def flag_lines(flags: list[dict[str, Any]]) -> list[str]:
     """One sentence per flag, or one that says there are none."""
     if not flags:
         return ["no flags: the best trials do not crowd at a border"]
-    return [f"[yellow]⚑[/] {f['level']}, stage {escape(f['stage'])}: {escape(f['message'])}" for f in flags]
+    return [f"[yellow]⚑[/] {f['level']}, stage {escape(f['stage'])}: {escape(f['message'])}{_seen(f)}" for f in flags]
+
+
+def _seen(flag: dict[str, Any]) -> str:
+    noted = flag["acknowledged"]
+    if flag["passed_by"]:
+        return f" [dim](the stage {escape(flag['passed_by'])} went past it)[/]"
+    return "" if noted is None else f" [dim](seen{': ' if noted['note'] else ''}{escape(noted['note'])})[/]"
+
+
+def proposal_lines(study: str, proposals: list[dict[str, Any]]) -> list[str]:
+    """What may be opened next, and how."""
+    if not proposals:
+        return ["no stage is proposed now"]
+    lines = []
+    for p in proposals:
+        ranges = ", ".join(f"{escape(name)} {_range(param)}" for name, param in p["space"].items())
+        lines += [
+            f"proposed: [bold]{escape(p['name'])}[/], {p['n_trials']} trials of {p['epochs']} epochs over {ranges}",
+            f"  {escape(p['reason'])}; open it: [cyan]hpsearch open {escape(study)} {escape(p['name'])}[/]",
+        ]
+    return lines
+
+
+def analysis_lines(analysis: dict[str, Any]) -> list[str]:
+    """What the statistics say, a line each."""
+    lines = []
+    for narrowing in analysis["narrowings"]:
+        lines.append(f"[bold]from {escape(narrowing['parent'])} to {escape(narrowing['stage'])}[/]")
+        lines += [f"  {escape(p['parameter'])}: {escape(p['reason'])}" for p in narrowing["parameters"]]
+    for seen in analysis["agreements"]:
+        agreement = seen["agreement"]
+        if agreement["spearman"] is not None:
+            places = dict.fromkeys((seen["stage"], seen["against"]))
+            where = escape(" and ".join(places))
+            shared = f"{agreement['overlap']:.0%} of the best {agreement['top']} shared"
+            text = f"rank correlation {agreement['spearman']:.2f}, {shared}"
+            lines.append(f"[bold]{where}[/], {agreement['epochs']} against {agreement['of']} epochs: {text}")
+        if agreement["warning"]:
+            lines.append(f"  [yellow]![/] {escape(agreement['warning'])}")
+    for place, finalist in enumerate(analysis["finalists"], 1):
+        text = f"{number(finalist['mean'])}"
+        if finalist["interval"]:
+            low, high = finalist["interval"]
+            text += f" (90 %: {number(low)} … {number(high)})"
+        if finalist["probability_best"] is not None:
+            text += f", best with probability {finalist['probability_best']:.0%}"
+        if finalist["optimism"] is not None:
+            text += f", {number(finalist['optimism'])} less than what it was chosen for"
+        lines.append(f"[bold]finalist {place}[/] {params(finalist['params'])}: {text} ({finalist['n']} seeds)")
+    return lines or ["nothing to say yet: too few trials have completed"]
 
 
 _MARKS = {"pass": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
+from hpsearch.advancing import inherits
+from hpsearch.methods import NoStopping
 from hpsearch.search.borders import Flag, border_flags
-from hpsearch.search.ranking import finalists
-from hpsearch.space import Params
+from hpsearch.search.confirming import Finalist, finalists
+from hpsearch.search.samplers import adaptive_numbers
+from hpsearch.search.stopping import saved_epochs
+from hpsearch.space import Params, check_params
 from hpsearch.store import Store, TrialQuery, all_trials
-from hpsearch.study import Stage, Study
-from hpsearch.trial import TrialState
+from hpsearch.study import Stage, StageState, Study
+from hpsearch.trial import Trial, TrialState
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Best:
         value: the metric; after a confirm stage the mean over seeds.
         mean, spread, n: of the seeds that completed, only after a confirm stage; ``spread`` is the sample standard
             deviation, None for a single seed.
+        interval, probability_best, optimism: see :class:`hpsearch.search.confirming.Finalist`.
     """
 
     trial: int
@@ -32,6 +38,9 @@ class Best:
     mean: float | None = None
     spread: float | None = None
     n: int | None = None
+    interval: tuple[float, float] | None = None
+    probability_best: float | None = None
+    optimism: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,9 @@ class Insights:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._flags_at = lru_cache(maxsize=64)(self._read_flags)
+        self._n_inherited_at = lru_cache(maxsize=64)(self._count_inherited)
+        self._saved_at = lru_cache(maxsize=64)(self._read_saved)
+        self._finalists_at = lru_cache(maxsize=64)(self._read_finalists)
         self._best_at = lru_cache(maxsize=256)(self._read_best)
 
     def best(self, study: Study, stages: list[Stage]) -> Best | None:
@@ -65,21 +77,68 @@ class Insights:
 
     def flags(self, study: Study, stages: list[Stage]) -> list[Flag]:
         """The flags of every stage that samples, the latest stage first."""
-        version = self._store.last_event(study.id)
         found: list[Flag] = []
-        for index in reversed([s.index for s in stages if s.spec.top is None]):
-            found += self._flags_at(study.name, study.id, index, version)
+        for stage in reversed([s for s in stages if s.spec.top is None]):
+            found += self.stage_flags(study, stages, stage)
         return found
+
+    def finalists(self, study: Study, stages: Sequence[Stage]) -> list[Finalist]:
+        """The finalists of the last confirm stage that has results, best first."""
+        for stage in reversed(stages):
+            if stage.spec.top is not None and stage.counts.get(TrialState.COMPLETED):
+                parent = next((s for s in stages if s.name == stage.parent), None)
+                version = (stage.n_finished, stage.n_epochs, *(_version(stages, parent) if parent else ()))
+                return list(self._finalists_at(study.name, study.id, stage.index, version))
+        return []
+
+    def stage_flags(self, study: Study, stages: Sequence[Stage], stage: Stage) -> tuple[Flag, ...]:
+        """The flags of one stage that samples; of one past a border only once it has sampled what is new in it."""
+        if stage.extension and stage.state is StageState.RUNNING and not stage.is_done:
+            return ()
+        return self._flags_at(study.name, study.id, stage.index, _version(stages, stage))
+
+    def n_inherited(self, study: Study, stages: Sequence[Stage], stage: Stage) -> int:
+        """How many trials of its parents a stage takes as its own evidence."""
+        parent = _heir_of(stages, stage)
+        if parent is None:
+            return 0
+        return self._n_inherited_at(study.id, stage.index, _version(stages, parent))
+
+    def saved_epochs(self, study: Study, stages: Sequence[Stage], stage: Stage) -> int:
+        """Epochs that a stage's early stopping saved; see :func:`hpsearch.search.stopping.saved_epochs`."""
+        if isinstance(stage.spec.early_stopping, NoStopping):
+            return 0
+        return self._saved_at(study.id, stage.index, _version(stages, stage))
+
+    def evidence(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
+        """The trials of a stage, and those of its parents that lie in its space and trained as its own do."""
+        own = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
+        return own + self._inherited(study_id, stages, stage)
+
+    def _inherited(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
+        parent = _heir_of(stages, stage)
+        if parent is None:
+            return []
+        return [t for t in self.evidence(study_id, stages, parent) if not check_params(stage.space, t.params)]
 
     def _read_best(self, name: str, study_id: int, version: int, confirm: str | None) -> Best | None:
         del version  # part of the key
-        metric = self._store.study(name).spec.metric
-        if confirm is not None:
-            groups = finalists(all_trials(self._store, study_id, TrialQuery(stage=confirm)), metric)
-            if groups:
-                top = groups[0]
-                number = top.trials[0].number
-                return Best(number, confirm, top.params, top.mean, mean=top.mean, spread=top.spread, n=top.n)
+        study = self._store.study(name)
+        metric = study.spec.metric
+        if confirm is not None and (groups := self.finalists(study, self._store.stages(study_id))):
+            top = groups[0]
+            return Best(
+                top.trials[0].number,
+                confirm,
+                top.params,
+                top.mean,
+                mean=top.mean,
+                spread=top.spread,
+                n=top.n,
+                interval=top.interval,
+                probability_best=top.probability_best,
+                optimism=top.optimism,
+            )
         sort = "-value" if metric.direction == "maximize" else "value"
         query = TrialQuery(states=(TrialState.COMPLETED,), sort=sort, limit=1)
         for trial in self._store.trials(study_id, query).items:
@@ -87,24 +146,79 @@ class Insights:
                 return Best(trial.number, trial.stage, trial.params, trial.value)
         return None
 
-    def _read_flags(self, name: str, study_id: int, index: int, version: int) -> tuple[Flag, ...]:
+    def _read_finalists(self, name: str, study_id: int, index: int, version: tuple[int, ...]) -> tuple[Finalist, ...]:
+        del version  # part of the key
+        stages = self._store.stages(study_id)
+        stage = stages[index]
+        parent = next((s for s in stages if s.name == stage.parent), None)
+        chosen_from = [] if parent is None else self.evidence(study_id, stages, parent)
+        metric = self._store.study(name).spec.metric
+        return tuple(finalists(self.evidence(study_id, stages, stage), metric, parent=chosen_from))
+
+    def _count_inherited(self, study_id: int, index: int, version: tuple[int, ...]) -> int:
+        del version  # part of the key
+        stages = self._store.stages(study_id)
+        return len(self._inherited(study_id, stages, stages[index]))
+
+    def _read_saved(self, study_id: int, index: int, version: tuple[int, ...]) -> int:
         del version  # part of the key
         stage = self._store.stages(study_id)[index]
         trials = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
-        return tuple(border_flags(stage.name, stage.space, trials, self._store.study(name).spec.metric))
+        return saved_epochs(stage.spec.early_stopping, trials, stage.spec.n_epochs)
+
+    def _read_flags(self, name: str, study_id: int, index: int, version: tuple[int, ...]) -> tuple[Flag, ...]:
+        del version  # part of the key
+        stages = self._store.stages(study_id)
+        stage = stages[index]
+        trials = self.evidence(study_id, stages, stage)
+        metric = self._store.study(name).spec.metric
+        return tuple(
+            border_flags(stage.name, stage.space, trials, metric, adaptive=self._adaptive(study_id, stages, stage))
+        )
+
+    def _adaptive(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> set[int]:
+        """Numbers of the trials among a stage's evidence whose params followed from earlier results."""
+        parent = _heir_of(stages, stage)
+        found = self._adaptive(study_id, stages, parent) if parent is not None else set()
+        if not stage.spec.sampler.is_own:
+            own = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
+            found |= adaptive_numbers(stage.spec.sampler, own, inherited=self._inherited(study_id, stages, stage))
+        return found
+
+
+def _heir_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
+    """The parent whose trials a stage inherits."""
+    parent = next((s for s in stages if s.name == stage.parent), None)
+    return parent if parent is not None and inherits(stage, parent) else None
+
+
+def _version(stages: Sequence[Stage], stage: Stage) -> tuple[int, ...]:
+    """What changes whenever the results change that a stage is judged by.
+
+    Of a stage that samples still it changes with every result up to 64, then with every 32nd to 64th part of them, so
+    that a long stage is not read from its beginning after each of its trials.
+    """
+    n = stage.n_finished
+    is_open = stage.state is StageState.RUNNING and not stage.is_done
+    coarse = max(n.bit_length() - 6, 0)
+    own = (n >> coarse << coarse, -1) if is_open else (n, stage.n_epochs)
+    parent = _heir_of(stages, stage)
+    return own if parent is None else (*own, *_version(stages, parent))
 
 
 def progress(study: Study, stages: list[Stage]) -> Progress:
     """How far a study is; stages not opened yet count with the budget that they plan."""
-    finished = planned = 0
-    epochs_finished = epochs_planned = 0
-    for index, spec in enumerate(study.spec.stages):
-        stage = stages[index] if index < len(stages) else None
-        n = max(stage.n_trials, stage.n_finished) if stage else spec.n_trials
-        done = stage.n_finished if stage else 0
-        planned, finished = planned + n, finished + done
-        epochs_planned, epochs_finished = epochs_planned + n * spec.n_epochs, epochs_finished + done * spec.n_epochs
+    opened = [(s.spec.n_epochs, s.n_finished, _n_planned(s)) for s in stages]
+    following = study.spec.stages[stages[-1].plan + 1 :] if stages else study.spec.stages
+    parts = opened + [(s.n_epochs, 0, s.n_trials) for s in following]
+    finished, planned = sum(done for _, done, _ in parts), sum(n for _, _, n in parts)
+    epochs_finished = sum(epochs * done for epochs, done, _ in parts)
+    epochs_planned = sum(epochs * n for epochs, _, n in parts)
     return Progress(finished, planned, min(1.0, epochs_finished / epochs_planned) if epochs_planned else 0.0)
+
+
+def _n_planned(stage: Stage) -> int:
+    return max(stage.n_trials, stage.n_finished) if stage.state is StageState.RUNNING else stage.n_finished
 
 
 def eta_seconds(study: Study, fraction: float, now: datetime) -> float | None:

@@ -38,7 +38,7 @@ class FloatParam(Document):
     hard_low: Annotated[float, Field(allow_inf_nan=False)] | None = None
     hard_high: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """How far an extension of the range may go at most; None: no limit of its own."""
-    natural: bool = False
+    natural: bool | None = None
     """Whether the range ends where it does by nature, so that a best value at its border is no reason to widen it."""
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class IntParam(Document):
     hard_low: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
     hard_high: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
     """How far an extension of the range may go at most; None: no limit of its own."""
-    natural: bool = False
+    natural: bool | None = None
     """Whether the range ends where it does by nature, so that a best value at its border is no reason to widen it."""
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from hpsearch.document import Document, StorableText, Text, check_size, faults_of, parse_yaml, unknown
 from hpsearch.errors import Fault, InvalidInput, InvalidSpec
+from hpsearch.methods import EarlyStopping, NoStopping, Sampler, StageSampler
 from hpsearch.objective import (
     ALIASES,
     Objective,
@@ -45,8 +47,13 @@ class StageSpec(Document):
     top: Annotated[int, Field(ge=1, le=1000)] | None = None
     seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
-    sampler: Literal["random"] = "random"
-    early_stopping: Literal["none"] = "none"
+    open_ended: bool = False
+    """Without a plan: others add trials as they like (see :mod:`hpsearch.integrations.optuna`), which alone widens
+    its space; it ends with its study."""
+    resume: bool = False
+    """With ``top``: each of the parent's best goes on from its checkpoint, in place of being trained anew."""
+    sampler: StageSampler = Sampler()
+    early_stopping: EarlyStopping = NoStopping()
     refine: Literal["narrow", "keep"] = "narrow"
     """Whether the space of a stage follows from its parent's trials, or stays the parent's."""
     on_border: Literal["flag", "extend"] = "flag"
@@ -58,23 +65,51 @@ class StageSpec(Document):
 
     @model_validator(mode="after")
     def _check(self) -> StageSpec:
+        if self.open_ended:
+            return self._check_open_ended()
         if self.trials is None and self.top is None:
             raise _fault(
                 f"the stage {self.name!r} has no budget: give trials, or top to confirm the best of its parent"
             )
         if self.trials is not None and self.top is not None:
             raise _fault(f"the stage {self.name!r} has both trials and top: give one of them")
+        if self.resume:
+            self._check_resume()
+        if not isinstance(self.early_stopping, NoStopping):
+            self._check_early_stopping(self.early_stopping.name, self.early_stopping.first_epoch)
         return self
+
+    def _check_open_ended(self) -> StageSpec:
+        if self.trials is not None or self.top is not None:
+            raise _fault(f"the stage {self.name!r} is open_ended and so has no plan: leave trials and top out")
+        return self
+
+    def _check_resume(self) -> None:
+        if self.top is None:
+            raise _fault("resume continues the best trials of the parent: give top in place of trials", "resume")
+        for name in ("seeds", "folds"):
+            if getattr(self, name) is not None:
+                raise _fault(f"resume continues trials with the {name} that they have: leave {name} out", name)
+
+    def _check_early_stopping(self, rule: str, first_epoch: int) -> None:
+        if self.top is not None and not self.resume:
+            raise _fault(
+                f"{rule!r} would stop some seeds of a finalist and not others: leave early_stopping out",
+                "early_stopping",
+            )
+        if self.epochs is None or first_epoch >= self.epochs:
+            text = f"{rule!r} decides after epoch {first_epoch} at the earliest, and the stage trains {self.n_epochs}"
+            raise _fault(f"{text}: give more epochs, or let it decide sooner", "early_stopping")
 
     @property
     def n_trials(self) -> int:
-        """How many trials the stage plans."""
+        """How many trials the stage plans; 0 where it is open-ended."""
         return self.trials if self.trials is not None else (self.top or 0) * self.n_seeds
 
     @property
     def n_seeds(self) -> int:
-        """How many times each finalist is trained in a stage with ``top``; 3 by default."""
-        return self.seeds or 3
+        """How many times each finalist is trained in a stage with ``top``; 3 by default, once where it resumes."""
+        return 1 if self.resume else self.seeds or 3
 
     @property
     def n_repeats(self) -> int:
@@ -97,7 +132,12 @@ class StopSpec(Document):
     epochs: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """Epochs trained over all stages; no trial is started that would exceed them."""
     no_improvement: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    """So many trials in a row, in one stage, without a better one."""
+    """So many trials of a stage without a better one, and no better one to be expected of as many more."""
+
+    @property
+    def is_never(self) -> bool:
+        """Whether the study goes on to its end."""
+        return all(limit is None for limit in (self.target, self.seconds, self.epochs, self.no_improvement))
 
 
 class StudySpec(Document):
@@ -108,7 +148,7 @@ class StudySpec(Document):
     tags: Annotated[list[Text], Field(max_length=50)] = []
     objective: Objective
     metric: Metric
-    space: Annotated[Space, Field(min_length=1, max_length=100)]
+    space: Annotated[Space, Field(max_length=100)]
     stages: Annotated[list[StageSpec], Field(min_length=1, max_length=20)]
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     stop: StopSpec = StopSpec()
@@ -123,11 +163,23 @@ class StudySpec(Document):
                 raise _fault(f"two stages are named {name!r}: name each once", f"stages.{i}.name")
         if self.stages[0].top is not None:
             raise _fault("the first stage has no parent to take the top trials of: give trials", "stages.0.top")
+        for i, (parent, stage) in enumerate(pairwise(self.stages), 1):
+            if stage.resume and stage.n_epochs <= parent.n_epochs:
+                text = f"trials with {parent.n_epochs} epochs cannot be continued to {stage.n_epochs}: give more"
+                raise _fault(text, f"stages.{i}.epochs")
+        self._check_open_ended()
         if isinstance(self.objective, TrainObjective):
             self._check_metric(self.objective)
         if isinstance(self.objective, TrainObjective | TaskObjective):
             self._check_trained(self.objective)
         return self
+
+    def _check_open_ended(self) -> None:
+        if not any(stage.open_ended for stage in self.stages):
+            if not self.space:
+                raise _fault("the space is empty: give at least 1 parameter", "space")
+        elif len(self.stages) > 1 or self.objective.kind != "external":
+            raise _fault("an open_ended stage is the only one of its study, whose objective is external", "stages")
 
     def _check_metric(self, objective: TrainObjective) -> None:
         metrics = train_metrics(objective)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +21,8 @@ from hpsearch.trial import (
     Outcome,
     Report,
     Result,
+    RungEntry,
+    RungPlace,
     StepMetrics,
     Trial,
     TrialState,
@@ -39,6 +41,8 @@ class TrialQuery:
     Attributes:
         states: only these; empty means all.
         verdict: only trials that have this verdict, by its name.
+        within: only trials whose ``value`` or ``params.NAME`` lies between two numbers, both included, for each given.
+        every: only trials whose number is a multiple of this, at least 1: a sample that is the same each time.
         sort: one of :data:`SORT_KEYS` or ``params.NAME``, with ``-`` in front for falling order. Trials without
             the key come last either way; ties go by number.
         limit: page size, at least 1.
@@ -48,6 +52,8 @@ class TrialQuery:
     stage: str | None = None
     states: tuple[TrialState, ...] = ()
     verdict: str | None = None
+    within: tuple[tuple[str, float, float], ...] = ()
+    every: int = 1
     sort: str = "number"
     limit: int = 100
     after: str | None = None
@@ -211,7 +217,7 @@ class Store(Protocol):
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
         """Running stages of running or paused studies that are done (:attr:`Stage.is_done`), watched, or hopeless.
 
-        Hopeless: at least ``max_failures`` trials failed and none ended in another way.
+        Hopeless: at least ``max_failures`` trials failed and none ended in another way. Open-ended stages never are.
         """
         ...
 
@@ -284,10 +290,10 @@ class Store(Protocol):
     def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
         """Keep metrics and renew leases.
 
-        The decision is ``continue`` while the lease holds, else ``abandon`` with the reason; a report without a
-        lease changes nothing. A step reported twice keeps the later metrics; several reports of one token in one
-        call are taken in order. The first step that a later attempt reports drops the steps behind it: they belong
-        to a curve that was given up. A lease past its expiry that nobody has reaped is renewed.
+        The decision is ``continue`` while the lease holds (with its place), else ``abandon`` with the reason; a
+        report without a lease changes nothing. A step reported twice keeps the later metrics; several reports of one
+        token in one call are taken in order. The first step that a later attempt reports drops the steps behind it:
+        they belong to a curve that was given up. A lease past its expiry that nobody has reaped is renewed.
         """
         ...
 
@@ -314,6 +320,31 @@ class Store(Protocol):
 
         Returns:
             the ids of the studies touched.
+        """
+        ...
+
+    # -- rungs ------------------------------------------------------------------------------------------------
+
+    def record_rungs(self, stage_id: int, values: Mapping[RungPlace, float | None], *, after: int) -> list[RungEntry]:
+        """Keep what trials had at rungs of a stage; the first value of a trial at a rung counts.
+
+        Returns:
+            every entry of the stage with ``seq > after``, by ``seq``, these included: nothing with a lower one
+            appears later. Empty for a stage that is not there.
+        """
+        ...
+
+    def let_on(
+        self, stage_id: int, passed: Iterable[RungPlace], *, promoted: Mapping[RungPlace, str], now: datetime
+    ) -> list[int]:
+        """Let trials past their rungs: those ``passed`` are running and go on, those ``promoted`` had been stopped.
+
+        A pruned trial that is promoted is queued again, with the text given as its reason, while its stage is running
+        and its study has not ended. One that is queued or running still is left as it is, its entry too. In all other
+        cases the entry alone is marked. An entry that is marked already is left alone: of several servers one promotes.
+
+        Returns:
+            the numbers of the trials queued again, rising.
         """
         ...
 

@@ -154,9 +154,9 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """Whether every planned trial has been created and has ended."""
+        """Whether every planned trial has been created and has ended; never of an open-ended stage."""
         open_trials = self.counts.get(TrialState.QUEUED, 0) + self.counts.get(TrialState.RUNNING, 0)
-        return self.n_created >= self.n_trials and open_trials == 0
+        return not self.spec.open_ended and self.n_created >= self.n_trials and open_trials == 0
 
 
 @dataclass(frozen=True, slots=True)

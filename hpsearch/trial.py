@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpsearch.space import Params
 
@@ -109,6 +109,10 @@ class Lease:
     expires_at: datetime
     params: Params
     epochs: int
+    folds: int | None = None
+    seeds: int = 1
+    step: int = 0
+    """The last step that earlier attempts reported, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +135,48 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a trial that was reported on belongs. ``step``: its last before this call, 0 for none."""
+
+    study_id: int
+    study: str
+    stage: str
+    trial: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer to one report."""
+    """The answer to one report. ``place`` is known while the lease holds."""
 
     token: str
     action: Action
     reason: str | None = None
+    place: Place | None = None
+
+
+class RungPlace(NamedTuple):
+    """A trial at a rung: the epoch ``step`` of one of hyperband's brackets (0 without brackets)."""
+
+    bracket: int
+    step: int
+    trial: int
+
+
+@dataclass(frozen=True, slots=True)
+class RungEntry:
+    """What a trial had when it came to a rung.
+
+    Attributes:
+        value: the metric, None if it was not finite.
+        went_on: whether the trial was let past the rung, at once or when it was promoted.
+        seq: rises with every change of the stage's rungs, from 1.
+    """
+
+    place: RungPlace
+    value: float | None
+    went_on: bool
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +199,7 @@ class HeldTrial:
 
     study_id: int
     study: str
+    stage: str
     trial: int
     steps: tuple[StepMetrics, ...]
 

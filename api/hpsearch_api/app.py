@@ -16,7 +16,8 @@ from hpsearch.coordinator import Coordinator
 from hpsearch.errors import StoreError
 from hpsearch_api import problems
 from hpsearch_api.changes import Changes
-from hpsearch_api.routes import events, figures, health, leases, pages, studies, trials
+from hpsearch_api.memory import Memory
+from hpsearch_api.routes import events, figures, health, leases, optuna, pages, stages, studies, trials
 from hpsearch_api.security import Guard
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,12 @@ def create_app(coordinator: Coordinator, *, token: str | None = None) -> FastAPI
     )
     app.state.coordinator = coordinator
     app.state.changes = changes
+    app.state.memory = Memory()
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=5)
     app.add_middleware(Guard, token=token, max_body=MAX_BODY)
     problems.install(app)
-    for module in (studies, trials, leases, events, figures, health, pages):
+    # What is asked for most comes first: routes are looked through in this order.
+    for module in (leases, studies, stages, trials, events, figures, optuna, health, pages):
         app.include_router(module.router)
     return app
 

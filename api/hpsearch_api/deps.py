@@ -1,4 +1,4 @@
-"""What routes ask the application for."""
+"""What routes ask the application for. What does not wait is ``async``: FastAPI runs the rest in a thread each."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from hpsearch.coordinator import Coordinator
 from hpsearch.errors import Fault, InvalidSpec
 from hpsearch.study import Study
 from hpsearch_api.changes import Changes
+from hpsearch_api.memory import Memory
 from hpsearch_api.models import Problem
 
 
-def _coordinator(request: Request) -> Coordinator:
+async def _coordinator(request: Request) -> Coordinator:
     coordinator: Coordinator = request.app.state.coordinator
     return coordinator
 
 
-def _changes(request: Request) -> Changes:
+async def _changes(request: Request) -> Changes:
     changes: Changes = request.app.state.changes
     return changes
 
 
+def _memory(request: Request) -> Memory:
+    memory: Memory = request.app.state.memory
+    return memory
+
+
 TheCoordinator = Annotated[Coordinator, Depends(_coordinator)]
 TheChanges = Annotated[Changes, Depends(_changes)]
+TheMemory = Annotated[Memory, Depends(_memory)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="page size")]
 After = Annotated[str | None, Query(max_length=2000, description="the ``next`` of the page before")]
@@ -48,7 +55,7 @@ def check_text(value: str, loc: str) -> str:
     return value
 
 
-def _study_name(name: str) -> str:
+async def _study_name(name: str) -> str:
     return check_text(name, "path.name")
 
 

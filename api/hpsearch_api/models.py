@@ -67,6 +67,9 @@ class BestView(View):
     mean: Number | None = None
     spread: Number | None = None
     n: int | None = None
+    interval: tuple[Number, Number] | None = Field(None, description="holds the true mean with 90 % probability")
+    probability_best: float | None = Field(None, description="that no other finalist's true mean is better")
+    optimism: Number | None = Field(None, description="how much better the value was that it was chosen for")
 
 
 class FlagView(View):
@@ -80,6 +83,24 @@ class FlagView(View):
     verdict: Literal["widen", "unstable_edge", "natural_limit", "insufficient_data"]
     message: str
     proposed: dict[str, float] | None
+    acknowledged: AcknowledgementView | None = None
+    passed_by: str | None = Field(None, description="the stage that was opened past this border")
+
+
+class AcknowledgementView(View):
+    """A user has seen a flag."""
+
+    note: str
+    at: datetime
+
+
+class AcknowledgeRequest(Document):
+    """Note that a flag has been seen; without a note that is taken back."""
+
+    stage: Text
+    parameter: Text
+    side: Literal["low", "high"]
+    note: Annotated[StorableText, Field(max_length=2000)] | None = ""
 
 
 class ProgressView(View):
@@ -104,6 +125,94 @@ class StageView(View):
     counts: dict[TrialState, int]
     opened_at: datetime
     ended_at: datetime | None
+    spec: dict[str, Any]
+    extension: int
+    n_inherited: int
+    n_epochs: int
+    saved_epochs: int
+
+
+class ProposalView(View):
+    """A stage that may be opened by one call, and what it costs: ``n_epochs`` over all of its trials."""
+
+    kind: Literal["next", "extension"]
+    name: str
+    reason: str
+    parent: str | None
+    space: dict[str, Any]
+    difference: dict[str, Any] | None
+    n_trials: int
+    epochs: int
+    n_epochs: int
+    spec: dict[str, Any]
+
+
+class ParamNarrowingView(View):
+    """What became of one parameter's range, and why."""
+
+    parameter: str
+    outcome: Literal["kept", "narrowed", "dropped choices"]
+    importance: Number | None
+    p_value: Number | None
+    reason: str
+
+
+class StageNarrowingView(View):
+    """What became of the ranges from a stage to its child."""
+
+    stage: str
+    parent: str
+    parameters: list[ParamNarrowingView]
+
+
+class AgreementView(View):
+    """Rank correlation and overlap of the best, after few epochs and after many."""
+
+    epochs: int
+    of: int
+    n: int
+    spearman: Number | None
+    interval: tuple[Number, Number] | None
+    top: int
+    overlap: Number | None
+    warning: str | None
+
+
+class StageAgreementView(View):
+    """Whether short training tells what long training will: within a stage, or against a later one."""
+
+    stage: str
+    against: str
+    agreement: AgreementView
+
+
+class FinalistView(View):
+    """One set of params trained with several fresh seeds."""
+
+    params: dict[str, Value]
+    trials: list[int]
+    mean: Number
+    spread: Number | None
+    n: int
+    n_diverged: int
+    interval: tuple[Number, Number] | None
+    probability_best: float | None
+    selected: Number | None
+    optimism: Number | None
+
+
+class AnalysisView(View):
+    """What the statistics say of a study."""
+
+    narrowings: list[StageNarrowingView]
+    agreements: list[StageAgreementView]
+    finalists: list[FinalistView]
+
+
+class StagesView(Items[StageView]):
+    """The stages opened so far, and those that are proposed."""
+
+    proposals: list[ProposalView]
 
 
 class StudyView(View):
@@ -243,6 +352,15 @@ class LeaseRequest(Document):
     info: Annotated[dict[Text, Text | int | float | bool | None], Field(max_length=50)] = {}
 
 
+class ResumeView(View):
+    """What a trial goes on from: itself, stopped or lost after `step`, or a trial of the stage before."""
+
+    stage: str
+    trial: int
+    step: int
+    epochs: int
+
+
 class LeaseView(View):
     """A worker's exclusive, expiring right to a trial."""
 
@@ -257,7 +375,9 @@ class LeaseView(View):
     folds: int | None
     seeds: int
     seed: int
-    resume_from: str | None = None
+    resume_from: ResumeView | None = None
+    keep_stopped: int = 0
+    keep_completed: int = 0
     objective: dict[str, Any]
     metric: dict[str, str]
     study_seed: int

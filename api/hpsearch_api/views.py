@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from hpsearch.advancing import Proposal
+from hpsearch.analysis import Analysis
 from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.insight import eta_seconds, progress
-from hpsearch.study import Preflight, Stage, Study, Worker
+from hpsearch.space import Space
+from hpsearch.study import Border, Preflight, Stage, Study, Worker
 from hpsearch.trial import Attempt, StepMetrics, Trial, TrialState
 from hpsearch_api import models
 
 
-def study_view(coordinator: Coordinator, study: Study) -> dict[str, Any]:
-    """A study with counts, stages, best, flags, progress and eta, as JSON-ready values."""
+def study_view(coordinator: Coordinator, study: Study, *, flags: bool = True) -> dict[str, Any]:
+    """A study with counts, stages, best, flags (or none of them, which is quicker), progress and eta, JSON-ready."""
     store = coordinator.store
     stages = store.stages(study.id)
     done = progress(study, stages)
@@ -24,9 +27,9 @@ def study_view(coordinator: Coordinator, study: Study) -> dict[str, Any]:
         counts={state: sum(s.counts.get(state, 0) for s in stages) for state in TrialState},
         n_trials=study.next_number,
         stage=stages[-1].name,
-        stages=[_stage(stage) for stage in stages],
+        stages=[_stage(coordinator, study, stages, stage) for stage in stages],
         best=_optional(models.BestView, coordinator.insights.best(study, stages)),
-        flags=[models.FlagView.model_validate(flag) for flag in coordinator.insights.flags(study, stages)],
+        flags=flag_views(coordinator, study, stages) if flags else [],
         progress=models.ProgressView.model_validate(done),
         preflight=store.preflight(study.id).status,
         eta_seconds=eta_seconds(study, done.fraction, coordinator.clock()),
@@ -61,29 +64,91 @@ def preflight_lease(study: Study, token: str) -> dict[str, Any]:
         "study": study.name,
         "token": token,
         "objective": spec.objective.model_dump(mode="json"),
-        "space": {name: param.model_dump(mode="json", exclude_none=True) for name, param in spec.space.items()},
+        "space": _space(spec.space),
         "study_seed": spec.seed,
     }
 
 
-def stage_view(stage: Stage) -> dict[str, Any]:
+def stages_view(coordinator: Coordinator, study: Study) -> dict[str, Any]:
+    """The stages of a study and what is proposed, as JSON-ready values."""
+    stages = coordinator.store.stages(study.id)
+    items = [_stage(coordinator, study, stages, stage) for stage in stages]
+    proposals = [_proposal(proposal) for proposal in coordinator.stages.proposals(study, stages)]
+    return models.StagesView(items=items, proposals=proposals).model_dump(mode="json")
+
+
+def stage_view(coordinator: Coordinator, study: Study, stage: Stage) -> dict[str, Any]:
     """A stage as JSON-ready values."""
-    return _stage(stage).model_dump(mode="json")
+    return _stage(coordinator, study, coordinator.store.stages(study.id), stage).model_dump(mode="json")
 
 
-def _stage(stage: Stage) -> models.StageView:
+def flag_views(coordinator: Coordinator, study: Study, stages: list[Stage]) -> list[models.FlagView]:
+    """The flags of a study, each with what its user noted of it."""
+    noted = coordinator.store.acknowledgements(study.id)
+    views = []
+    for flag in coordinator.insights.flags(study, stages):
+        view = models.FlagView.model_validate(flag)
+        note = noted.get(Border(flag.stage, flag.parameter, flag.side))
+        acknowledged = None if note is None else models.AcknowledgementView.model_validate(note)
+        passed_by = next((s.name for s in stages if s.extension and s.parent == flag.stage), None)
+        views.append(view.model_copy(update={"acknowledged": acknowledged, "passed_by": passed_by}))
+    return views
+
+
+def analysis_view(analysis: Analysis) -> dict[str, Any]:
+    """What the statistics say, as JSON-ready values."""
+    finalists = [
+        models.FinalistView(
+            **{name: getattr(f, name) for name in models.FinalistView.model_fields if name != "trials"},
+            trials=[trial.number for trial in f.trials],
+        )
+        for f in analysis.finalists
+    ]
+    return models.AnalysisView(
+        narrowings=[models.StageNarrowingView.model_validate(n) for n in analysis.narrowings],
+        agreements=[models.StageAgreementView.model_validate(a) for a in analysis.agreements],
+        finalists=finalists,
+    ).model_dump(mode="json")
+
+
+def _proposal(proposal: Proposal) -> models.ProposalView:
+    new = proposal.stage
+    return models.ProposalView(
+        kind=proposal.kind,
+        name=proposal.name,
+        reason=proposal.reason,
+        parent=new.parent,
+        space=_space(new.space),
+        difference=new.difference,
+        n_trials=new.n_trials,
+        epochs=new.spec.n_epochs,
+        n_epochs=proposal.n_epochs,
+        spec=new.spec.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _space(space: Space) -> dict[str, Any]:
+    return {name: param.model_dump(mode="json", exclude_none=True) for name, param in space.items()}
+
+
+def _stage(coordinator: Coordinator, study: Study, stages: list[Stage], stage: Stage) -> models.StageView:
     return models.StageView(
         name=stage.name,
         index=stage.index,
         state=stage.state,
         n_trials=stage.n_trials,
         epochs=stage.spec.n_epochs,
-        space={name: param.model_dump(mode="json", exclude_none=True) for name, param in stage.space.items()},
+        space=_space(stage.space),
         parent=stage.parent,
         difference=stage.difference,
         counts={state: stage.counts.get(state, 0) for state in TrialState},
         opened_at=stage.opened_at,
         ended_at=stage.ended_at,
+        spec=stage.spec.model_dump(mode="json", exclude_none=True),
+        extension=stage.extension,
+        n_inherited=coordinator.insights.n_inherited(study, stages, stage),
+        n_epochs=stage.n_epochs,
+        saved_epochs=coordinator.insights.saved_epochs(study, stages, stage),
     )
 
 
@@ -130,6 +195,11 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _resume_view(assignment: Assignment) -> models.ResumeView | None:
+    resume = assignment.resume_from
+    return None if resume is None else models.ResumeView.model_validate(resume)
+
+
 def lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
     """A lease as JSON-ready values."""
     lease, spec = assignment.lease, assignment.spec
@@ -142,9 +212,12 @@ def lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
         expires_at=lease.expires_at,
         params=lease.params,
         epochs=lease.epochs,
-        folds=spec.stages[lease.stage_index].folds,
-        seeds=spec.stages[lease.stage_index].n_repeats,
+        folds=assignment.line.folds,
+        seeds=assignment.line.repeats,
         seed=assignment.seed,
+        resume_from=_resume_view(assignment),
+        keep_stopped=assignment.n_kept[0],
+        keep_completed=assignment.n_kept[1],
         objective=spec.objective.model_dump(mode="json"),
         metric=spec.metric.model_dump(mode="json"),
         study_seed=spec.seed,

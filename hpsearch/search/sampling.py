@@ -7,11 +7,13 @@ depend on which other trials were drawn, by whom, or in which order; any trial c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from hpsearch.errors import InvalidInput
 from hpsearch.search.scale import from_unit
 from hpsearch.space import CategoricalParam, Param, Params, Space, Value
 
@@ -22,6 +24,7 @@ class Purpose(IntEnum):
     PARAMS = 0
     TRAINING = 1
     DATA = 2
+    SAMPLER = 3
 
 
 def stream(seed: int, stage: int, number: int, purpose: Purpose) -> np.random.Generator:
@@ -37,14 +40,47 @@ def stream(seed: int, stage: int, number: int, purpose: Purpose) -> np.random.Ge
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, number], dtype=np.uint64)))
 
 
-def sample(space: Space, *, seed: int, stage: int, number: int) -> Params:
+MAX_REJECTED = 100_000
+"""So many points in a row may be left out before what is left of a space counts as nothing."""
+
+
+def sample(space: Space, *, seed: int, stage: int, number: int, exclude: Space | None = None) -> Params:
     """The params of one trial: each parameter uniform on its own scale and independent of the others.
 
     The parameters draw in the order of their names, so the order in which a document lists them does not matter.
+
+    Args:
+        space: what to sample.
+        seed: the study's.
+        stage: its index.
+        number: the trial's.
+        exclude: a box where nothing is drawn: the trial's own stream goes on until a point lies outside.
+
+    Raises:
+        InvalidInput: the box leaves (nearly) nothing of the space.
     """
-    units = stream(seed, stage, number, Purpose.PARAMS).random(len(space))
+    numbers = stream(seed, stage, number, Purpose.PARAMS)
+    for _ in range(MAX_REJECTED):
+        params = at_place(space, numbers.random(len(space)))
+        if not lies_in(exclude, params):
+            return params
+    raise nothing_left()
+
+
+def at_place(space: Space, units: Iterable[float]) -> Params:
+    """The point of a space at a place in its unit cube, whose axes are the parameters in the order of their names."""
     drawn = {name: _draw(space[name], float(unit)) for name, unit in zip(sorted(space), units, strict=True)}
     return {name: drawn[name] for name in space}
+
+
+def lies_in(box: Space | None, params: Params) -> bool:
+    """Whether a point lies in a box; nothing lies in None."""
+    return box is not None and all(param.contains(params[name]) for name, param in box.items() if name in params)
+
+
+def nothing_left() -> InvalidInput:
+    """The error of a box that leaves nothing of a space."""
+    return InvalidInput(f"of {MAX_REJECTED:,} points of the stage's space not one lies outside of what it excludes")
 
 
 def _draw(param: Param, unit: float) -> Value:

@@ -11,7 +11,7 @@ from typing import Any
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.study import Acknowledgement, Border, Event, Preflight, PreflightStatus, Stage, StageState, Study
-from hpsearch.trial import Attempt, AttemptState, Trial, TrialState
+from hpsearch.trial import Attempt, AttemptState, RungEntry, RungPlace, Trial, TrialState
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class Kept:
     n_lost: dict[int, int] = field(default_factory=dict)
     metrics: dict[int, dict[int, dict[str, float]]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    rungs: dict[int, dict[RungPlace, RungEntry]] = field(default_factory=dict)
     preflight: Preflight = field(default_factory=lambda: Preflight(PreflightStatus.SKIPPED))
     acknowledged: dict[Border, Acknowledgement] = field(default_factory=dict)
 

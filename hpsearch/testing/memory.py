@@ -11,9 +11,9 @@ from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
 from hpsearch.study import Event, NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
-from hpsearch.testing.care import Care
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
+from hpsearch.testing.rungs import Rungs
 from hpsearch.trial import (
     RESULT_STATES,
     Action,
@@ -23,6 +23,7 @@ from hpsearch.trial import (
     HeldTrial,
     Lease,
     Outcome,
+    Place,
     Report,
     Result,
     StepMetrics,
@@ -31,7 +32,7 @@ from hpsearch.trial import (
 )
 
 
-class MemoryStore(Care):
+class MemoryStore(Rungs):
     """:class:`hpsearch.store.Store` in dictionaries under one lock. Nothing survives the process."""
 
     def __init__(self) -> None:
@@ -192,7 +193,7 @@ class MemoryStore(Care):
             found = []
             for kept in self._kept.values():
                 running = kept.running_stage()
-                if running is None or kept.study.state.is_finished:
+                if running is None or running.spec.open_ended or kept.study.state.is_finished:
                     continue
                 stage = kept.live(running)
                 n_failed = stage.counts[TrialState.FAILED]
@@ -352,15 +353,27 @@ class MemoryStore(Care):
             expires_at=item.shown.expires_at,
             params=trial.params,
             epochs=stage.spec.n_epochs,
+            folds=stage.spec.folds,
+            seeds=stage.spec.n_repeats,
+            step=trial.step,
         )
 
     def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
         """See Store."""
         with self._lock:
             self._seen(worker, now)
-            return [self._report(report, now + ttl) for report in reports]
+            places = {report.token: self._place_of(report.token) for report in reports}
+            return [self._report(report, places[report.token], now + ttl) for report in reports]
 
-    def _report(self, report: Report, expires_at: datetime) -> Decision:
+    def _place_of(self, token: str) -> Place | None:
+        item = self._tries.get(token)
+        if item is None:
+            return None
+        kept = self._kept[item.study_id]
+        trial = kept.trials[item.trial]
+        return Place(item.study_id, kept.study.name, trial.stage, trial.number, trial.step)
+
+    def _report(self, report: Report, place: Place | None, expires_at: datetime) -> Decision:
         item = self._tries.get(report.token)
         if item is None or not item.holds:
             return Decision(report.token, Action.ABANDON, why_not(item))
@@ -374,7 +387,7 @@ class MemoryStore(Care):
             item.step = report.step if item.step is None else max(item.step, report.step)
             steps[report.step] = {name: float(value) for name, value in report.metrics.items()}
             kept.trials[item.trial] = replace(kept.trials[item.trial], step=item.step)
-        return Decision(report.token, Action.CONTINUE)
+        return Decision(report.token, Action.CONTINUE, place=place)
 
     def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
         """See Store."""
@@ -383,8 +396,9 @@ class MemoryStore(Care):
             for item in (self._tries[token] for token in tokens if token in self._tries):
                 if item.holds:
                     steps = tuple(self.metrics(item.study_id, [item.trial]))
-                    name = self._kept[item.study_id].study.name
-                    found[item.token] = HeldTrial(item.study_id, name, item.trial, steps)
+                    kept = self._kept[item.study_id]
+                    stage = kept.trials[item.trial].stage
+                    found[item.token] = HeldTrial(item.study_id, kept.study.name, stage, item.trial, steps)
             return found
 
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
@@ -475,11 +489,8 @@ class MemoryStore(Care):
         """See Store."""
 
     def _stage(self, stage_id: int) -> tuple[Kept, Stage] | None:
-        for kept in self._kept.values():
-            for stage in kept.stages:
-                if stage.id == stage_id:
-                    return kept, kept.live(stage)
-        return None
+        found = self._stage_of(stage_id)
+        return None if found is None else (found[0], found[0].live(found[1]))
 
     def _seen(self, worker: str, now: datetime) -> None:
         if worker in self._workers:

@@ -35,9 +35,10 @@ def page_of_trials(study: Study, stages: list[str], trials: Sequence[Trial], que
         raise InvalidInput(f"limit {query.limit} is below 1")
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     key = _key(name, study, stages)
-    chosen = [t for t in trials if _matches(t, query)]
+    ranges = [(_key(of, study, stages), low, high) for of, low, high in query.within]
+    chosen = [t for t in trials if _matches(t, query) and all(_lies(of(t), low, high) for of, low, high in ranges)]
     chosen = _sorted(chosen, key, falling=falling)
-    mark = repr((study.id, query.stage, sorted(query.states), query.verdict, query.sort))
+    mark = repr((study.id, query.stage, sorted(query.states), query.verdict, query.within, query.every, query.sort))
     if query.after is not None:
         last_key, number = _last(query.after, mark)
         chosen = [t for t in chosen if _is_behind(key(t), t.number, last_key, number, falling=falling)]
@@ -111,9 +112,14 @@ def _last(text: str, mark: str) -> tuple[_Key, int]:
             raise InvalidInput(f"the cursor {text!r} is damaged")
 
 
+def _lies(key: _Key, low: float, high: float) -> bool:
+    return key is not None and key[0] == 0 and bool(low <= key[1] <= high)
+
+
 def _matches(trial: Trial, query: TrialQuery) -> bool:
     return (
         query.stage in (None, trial.stage)
+        and trial.number % query.every == 0
         and (not query.states or trial.state in query.states)
         and (query.verdict is None or query.verdict in [v["name"] for v in trial.verdicts])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -21,6 +22,27 @@ GPU_SHARE = 0.8
 
 CPU_SHARE = 0.5
 """Of the machine's free memory, all its workers together."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's ``mallopt``."""
+
+
+def prepare_process(threads: int) -> None:
+    """Set torch and the allocator up for training on the CPU, in this whole process.
+
+    Freed memory is kept (up to 2 GiB at the end of the heap) in place of being handed back and faulted in anew, zeroed,
+    at every step: 10 % of the time of a small CNN. Only glibc does otherwise; elsewhere nothing changes.
+
+    Args:
+        threads: that torch may use, ≥ 1.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # the velocity of a dead unit fades into numbers that take 20 times as long
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_MAX, 0)
 
 
 def devices() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -193,16 +193,10 @@ class Pack:
             validation = self._evaluate()
             penalties = self._optimiser.penalty().tolist()
             extra = self._diagnose() if diagnosed else [{} for _ in self._rows]
-        results = []
-        for row, member in enumerate(self._rows):
-            if member in self._dropped:
-                continue
-            metrics = train[row] | validation[row] | extra[row]
-            diverged = self._divergence(metrics, penalties[row], self._start[member])
-            if diverged:
-                self._dropped.add(member)
-            results.append(EpochResult(member, self.epoch, metrics, diverged))
-        return results
+        metrics = [a | b | c for a, b, c in zip(train, validation, extra, strict=True)]
+        return epoch_results(
+            self.epoch, self._rows, metrics, penalties=penalties, start=self._start, dropped=self._dropped
+        )
 
     def rehearse(self, n_steps: int) -> None:
         """Train ``n_steps`` minibatches without counting them, to see how long it takes.
@@ -332,18 +326,50 @@ class Pack:
                 found[row]["diag/chance_loss"] = chance
         return found
 
-    def _divergence(self, metrics: dict[str, float], penalty: float, start: float) -> str | None:
-        total = metrics["train_loss"] + penalty
-        losses = {"train_loss": metrics["train_loss"], "val_loss": metrics["val_loss"], "penalty": penalty}
-        for name, loss in [*losses.items(), ("total loss at the start", start)]:
-            if not math.isfinite(loss):
-                return f"in epoch {self.epoch} the {name} is {loss}: it must be a finite number"
-        if total > EXPLODED * start:
-            return (
-                f"in epoch {self.epoch} the total loss is {total:.4g} (of it {penalty:.4g} penalty), "
-                f"over {EXPLODED:g} times its start of {start:.4g}"
-            )
-        return None
+
+def epoch_results(
+    epoch: int,
+    rows: Sequence[int],
+    metrics: Sequence[dict[str, float]],
+    *,
+    penalties: Sequence[float],
+    start: Mapping[int, float],
+    dropped: set[int],
+) -> list[EpochResult]:
+    """One result per member that has not been dropped; those that diverge in this epoch are dropped.
+
+    Args:
+        epoch: from 1.
+        rows: the member of each row.
+        metrics: of each row.
+        penalties: of each row.
+        start: total loss of each member before any update.
+        dropped: members that have left; added to.
+    """
+    results = []
+    for row, member in enumerate(rows):
+        if member in dropped:
+            continue
+        diverged = _divergence(metrics[row], penalties[row], start[member], epoch)
+        if diverged:
+            dropped.add(member)
+        results.append(EpochResult(member, epoch, metrics[row], diverged))
+    return results
+
+
+def _divergence(metrics: Mapping[str, float], penalty: float, start: float, epoch: int) -> str | None:
+    """Why a trial has diverged: a loss that is not finite, or a positive one over three times its start; or None."""
+    losses = {"train_loss": metrics["train_loss"], "val_loss": metrics["val_loss"], "penalty": penalty}
+    for name, loss in [*losses.items(), ("total loss at the start", start)]:
+        if not math.isfinite(loss):
+            return f"in epoch {epoch} the {name} is {loss}: it must be a finite number"
+    total = metrics["train_loss"] + penalty
+    if total > EXPLODED * start > 0:
+        return (
+            f"in epoch {epoch} the total loss is {total:.4g} (of it {penalty:.4g} penalty), "
+            f"over {EXPLODED:g} times its start of {start:.4g}"
+        )
+    return None
 
 
 def _pieces(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hpsearch.training.checkpoints import Checkpoint
-from hpsearch.worker.session import LeasedTrial
+from hpsearch.worker.checkpoints import Checkpoints
+from hpsearch.worker.lockstep import Lockstep, Trainable
+from hpsearch.worker.session import Channel, LeasedTrial
 
 Objective = TypeVar("Objective")
 
@@ -19,13 +21,21 @@ class Job(Generic[Objective]):
     Attributes:
         objective: with the trial's params set.
         shape: trials of one study whose shapes are equal may share a pack.
-        left: where an attempt before left it, by fold and repeat; None at the beginning.
+        left: where an attempt before, or the trial that it continues, left it, by fold and repeat; None if it begins.
     """
 
     lease: LeasedTrial
     objective: Objective
     shape: Hashable
     left: list[list[Checkpoint]] | None
+
+    @property
+    def note(self) -> str | None:
+        """What is to be said of a trial that was to go on from another one, and could not."""
+        resume = self.lease.resume_from
+        if resume is None or self.left is not None or resume["trial"] == self.lease.trial:
+            return None
+        return f"trained anew: this worker has no checkpoint of trial {resume['trial']} to go on from"
 
     @property
     def kind(self) -> Hashable:
@@ -37,3 +47,24 @@ class Job(Generic[Objective]):
     def key(self) -> Hashable:
         """Jobs of equal keys may share packs: of one kind, going on from one epoch."""
         return (self.kind, self.left[0][0].epoch if self.left else 0)
+
+
+def train_jobs(
+    packs: Sequence[Trainable], jobs: Sequence[Job[Any]], session: Channel, checkpoints: Checkpoints | None
+) -> None:
+    """Train packs of these jobs to their end, keeping checkpoints on the way where there is a place for them."""
+    leases, notes = [job.lease for job in jobs], [job.note for job in jobs]
+    if checkpoints is None:
+        Lockstep(packs, leases, session, notes=notes).run()
+        return
+    kept = checkpoints
+    Lockstep(
+        packs,
+        leases,
+        session,
+        after_epoch=lambda live: kept.save(packs, leases, live),
+        before_end=lambda job, result: kept.end(packs, leases[job], job, result),
+        notes=notes,
+    ).run()
+    for lease in leases:
+        kept.remove(lease)

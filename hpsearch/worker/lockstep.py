@@ -39,6 +39,8 @@ class Lockstep:
         leases: the trials.
         session: where they are reported.
         after_epoch: called with the places of the trials that go on.
+        before_end: called with the place and the result of a trial that ends, while its members are still there.
+        notes: what to say of each trial when it completes, if anything.
     """
 
     def __init__(
@@ -48,12 +50,16 @@ class Lockstep:
         session: Channel,
         *,
         after_epoch: Callable[[list[int]], None] = lambda live: None,  # noqa: ARG005
+        before_end: Callable[[int, Result], None] = lambda place, result: None,  # noqa: ARG005
+        notes: Sequence[str | None] = (),
     ) -> None:
         self.packs = packs
         self.leases = leases
         self.session = session
         self.repeats = leases[0].seeds
         self._after_epoch = after_epoch
+        self._before_end = before_end
+        self._notes = notes or [None] * len(leases)
 
     def run(self) -> None:
         """Train until every trial has ended, and say how each did."""
@@ -65,8 +71,9 @@ class Lockstep:
             results = []
             for place, report in zip(list(live), reports, strict=True):
                 decision = decisions[report.token]
-                result = self._result(self.leases[place], report, trained[place], decision)
+                result = self._result(place, report, trained[place], decision)
                 if result is not None:
+                    self._before_end(place, result)
                     results.append(result)
                 if result is not None or decision.action is Action.ABANDON:
                     live.remove(place)
@@ -83,8 +90,8 @@ class Lockstep:
                 trained.setdefault(result.member // self.repeats, []).append(result)
         return trained
 
-    @staticmethod
-    def _result(lease: LeasedTrial, report: Report, trained: list[EpochResult], decision: Decision) -> Result | None:
+    def _result(self, place: int, report: Report, trained: list[EpochResult], decision: Decision) -> Result | None:
+        lease = self.leases[place]
         if decision.action is Action.ABANDON:
             return None
         diverged = [result.diverged for result in trained if result.diverged is not None]
@@ -96,9 +103,11 @@ class Lockstep:
             known = ", ".join(name for name in report.metrics if "/" not in name)
             reason = f"the objective never reports {lease.metric['name']!r}: it reports {known}"
             return Result(lease.token, TrialState.FAILED, None, reason)
+        if report.step == lease.epochs:  # also where the server had said stop while it could not be heard
+            return Result(lease.token, TrialState.COMPLETED, value, self._notes[place])
         if decision.action is Action.STOP:
             return Result(lease.token, TrialState.PRUNED, value, decision.reason)
-        return Result(lease.token, TrialState.COMPLETED, value) if report.step == lease.epochs else None
+        return None
 
     def _drop(self, place: int) -> None:
         for pack in self.packs:

@@ -13,8 +13,8 @@ from hpsearch.allow import allowed
 from hpsearch.errors import HpsearchError, InvalidInput
 from hpsearch.http import encode
 from hpsearch.insight import Insights
+from hpsearch.lineage import Line, Lineage
 from hpsearch.objective import TaskObjective, TrainObjective
-from hpsearch.search.sampling import data_seed, training_seed
 from hpsearch.space import Params
 from hpsearch.store import Store
 from hpsearch.study import Stage, Study, StudyState
@@ -102,7 +102,8 @@ def replay_trial(
     stage = next(stage for stage in store.stages(study.id) if stage.name == trial.stage)
     recorded = {metrics.step: metrics.values for metrics in store.metrics(study.id, [number])}
     kept = _Kept()
-    runner.run([_lease(study, stage, trial)], kept)
+    line = Lineage(store, Insights(store)).line(study.spec, study.id, stage.name, number, trial.params)
+    runner.run([_lease(study, stage, trial, line)], kept)
     failed = [result.reason for result in kept.results if result.state is TrialState.FAILED]
     if failed:
         raise HpsearchError(f"trial {number} of {name} failed again: {failed[0]}")
@@ -110,7 +111,7 @@ def replay_trial(
     return Replayed(trial.params, epochs)
 
 
-def _lease(study: Study, stage: Stage, trial: Trial) -> LeasedTrial:
+def _lease(study: Study, stage: Stage, trial: Trial, line: Line) -> LeasedTrial:
     spec = study.spec
     return LeasedTrial(
         study=spec.name,
@@ -120,13 +121,13 @@ def _lease(study: Study, stage: Stage, trial: Trial) -> LeasedTrial:
         token="replay",  # noqa: S106 - nobody asks for it
         params=trial.params,
         epochs=stage.spec.n_epochs,
-        folds=stage.spec.folds,
-        seeds=stage.spec.n_repeats,
-        seed=training_seed(spec.seed, stage.index, trial.number),
+        folds=line.folds,
+        seeds=line.repeats,
+        seed=line.seed,
         objective=spec.objective.model_dump(mode="json"),
         metric=spec.metric.model_dump(mode="json"),
         study_seed=spec.seed,
-        data_seed=data_seed(spec.seed, stage.index),
+        data_seed=line.data_seed,
         lease_seconds=0.0,
     )
 

@@ -53,6 +53,9 @@ class LeasedTrial:
     study_seed: int
     data_seed: int
     lease_seconds: float
+    resume_from: dict[str, Any] | None = None
+    keep_stopped: int = 0
+    keep_completed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +263,13 @@ class Session:
                 due = bool(self._held) and time.monotonic() - self._renewed_at >= third
                 if due:
                     self._renewed_at = time.monotonic()
-                    self._unsent += [Report(token) for token in self._held if token not in self._lost]
+                    self._unsent += [Report(token) for token in self._held if not self._is_lost(token)]
             if due:
                 self._flush()
+
+    def _is_lost(self, token: str) -> bool:
+        """Whether the lease is gone; that of a trial that is to stop is held until its result is handed over."""
+        return token in self._lost and self._lost[token].action is Action.ABANDON
 
     def _call(self, path: str, body: dict[str, Any], *, patient: bool) -> Any:
         """The server's answer; None if it is away (at once, or where patient only after being told to stop)."""
@@ -285,4 +292,4 @@ class Session:
 
 
 def _leased(item: dict[str, Any]) -> LeasedTrial:
-    return LeasedTrial(**{name: item[name] for name in LeasedTrial.__dataclass_fields__})
+    return LeasedTrial(**{name: item[name] for name in LeasedTrial.__dataclass_fields__ if name in item})

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from hpsearch.allow import allowed
@@ -15,15 +14,14 @@ from hpsearch.errors import DataError, Interrupted, OutOfMemory
 from hpsearch.objective import TaskObjective
 from hpsearch.search.sampling import repeat_seed
 from hpsearch.space import Space
-from hpsearch.training.devices import in_halves
+from hpsearch.training.devices import in_halves, prepare_process
 from hpsearch.training.preflight import Check
 from hpsearch.training.task import Task, TaskData, TaskMember, TaskPack, load_task, task_data, task_key
 from hpsearch.training.task.loading import reason
 from hpsearch.training.task.preflight import preflight
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
-from hpsearch.worker.jobs import Job
-from hpsearch.worker.lockstep import Lockstep
+from hpsearch.worker.jobs import Job, train_jobs
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
 log = logging.getLogger(__name__)
@@ -61,7 +59,7 @@ class TaskRunner:
         width: int | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        torch.set_num_threads(threads)
+        prepare_process(threads)
         self.capacity = width or WIDTH
         self._allow = list(allow)
         self._folders = list(folders)
@@ -136,13 +134,7 @@ class TaskRunner:
             for job in jobs:  # the one whose params are at fault fails alone
                 self._train([job], session)
             return
-        leases, kept = [job.lease for job in jobs], self._checkpoints
-        if kept is None:
-            Lockstep(packs, leases, session).run()
-            return
-        Lockstep(packs, leases, session, after_epoch=lambda live: kept.save(packs, leases, live)).run()
-        for lease in leases:
-            kept.remove(lease)
+        train_jobs(packs, jobs, session, self._checkpoints)
 
     def _packs(self, jobs: Sequence[Job[TaskObjective]], session: Channel) -> list[TaskPack]:
         """One pack per fold; in each, every job has a member per repeat, one after the other."""

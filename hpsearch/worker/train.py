@@ -6,7 +6,6 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from hpsearch.errors import DataError, OutOfMemory
@@ -14,13 +13,12 @@ from hpsearch.objective import TrainObjective
 from hpsearch.search.sampling import repeat_seed
 from hpsearch.space import Space
 from hpsearch.training import Dataset, Interrupted, Member, Pack, load_dataset, shape_key
-from hpsearch.training.devices import in_halves, memory_budget
+from hpsearch.training.devices import in_halves, memory_budget, prepare_process
 from hpsearch.training.preflight import preflight
 from hpsearch.training.width import find_width
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
-from hpsearch.worker.jobs import Job
-from hpsearch.worker.lockstep import Lockstep
+from hpsearch.worker.jobs import Job, train_jobs
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
 log = logging.getLogger(__name__)
@@ -58,8 +56,7 @@ class TrainRunner:
         checkpoints: Checkpoints | None = None,
         on_test: bool = False,
     ) -> None:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # the velocity of a dead unit fades into numbers that take 20 times as long
+        prepare_process(threads)
         self.device = device
         self.capacity = width or FIRST_WIDTH
         self._width = width
@@ -137,17 +134,10 @@ class TrainRunner:
 
     def _train_pack(self, jobs: Sequence[Job[TrainObjective]], session: Channel) -> None:
         packs = self._packs(jobs, session)
-        leases = [job.lease for job in jobs]
-        kept = self._checkpoints
-        if kept is None:
-            return Lockstep(packs, leases, session).run()
         for fold, pack in enumerate(packs):
             if jobs[0].left is not None:
                 pack.resume([member for job in jobs for member in (job.left or [])[fold]])
-        Lockstep(packs, leases, session, after_epoch=lambda live: kept.save(packs, leases, live)).run()
-        for lease in leases:
-            kept.remove(lease)
-        return None
+        train_jobs(packs, jobs, session, self._checkpoints)
 
     def _packs(self, jobs: Sequence[Job[TrainObjective]], session: Channel) -> list[Pack]:
         """One pack per fold; in each, every job has a member per repeat, one after the other."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from hpsearch.trial import Attempt, AttemptState
 from hpsearch_storage import tables, trials
-from hpsearch_storage.codec import chunks
+from hpsearch_storage.codec import check_text, check_whole, chunks, to_micros
+from hpsearch_storage.prepared import Bulk, Change, Rows, Statement
 from hpsearch_storage.trials import TrialRow
 
 _attempts = tables.attempts.c
@@ -35,21 +36,48 @@ class AttemptRow:
     trial: TrialRow
 
 
-_FIELDS = tuple(field.name for field in fields(AttemptRow))[:-1]
-
-
-def studies_of_tokens(connection: Connection, tokens: Iterable[str]) -> set[int]:
-    """Ids of the studies that the tokens' trials belong to. Nothing is locked."""
-    found: set[int] = set()
-    for some in chunks(sorted(set(tokens))):
-        found.update(connection.scalars(select(_attempts.study_id).where(_attempts.token.in_(some)).distinct()))
-    return found
+_OWN = [field.name for field in fields(AttemptRow)][:-1]
+_STATE = _OWN.index("state")
+_ROWS = f"""SELECT {", ".join(f"attempts.{name}" for name in _OWN)}, {trials.COLUMNS} FROM attempts
+    JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id"""
+_STUDIES_OF_WORKER = Statement("SELECT DISTINCT study_id FROM attempts WHERE worker = %s AND state = 'running'")
+_BY_TOKEN = Statement(f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id")
+_LOCKED_BY_TOKEN = Statement(
+    f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id FOR NO KEY UPDATE OF attempts"
+)
+_OF_WORKER = Statement(f"{_ROWS} WHERE attempts.worker = %s AND attempts.state = 'running' ORDER BY attempts.id")
+_EXPIRED = Statement(f"{_ROWS} WHERE attempts.state = 'running' AND attempts.expires_at <= %s ORDER BY attempts.id")
+_START = Bulk(
+    sqlite="""INSERT INTO attempts (trial_id, study_id, number, token, worker, session, state, started_at, expires_at)
+        VALUES (?, ?, ?, ?, ?, ?, 'running', ?, ?)""",
+    postgres="""INSERT INTO attempts
+        (trial_id, study_id, number, token, worker, session, state, started_at, expires_at)
+        SELECT trial_id, study_id, number, token, worker, session, 'running', started_at, expires_at FROM {rows}""",
+    types={
+        "trial_id": "bigint",
+        "study_id": "bigint",
+        "number": "bigint",
+        "token": "text",
+        "worker": "text",
+        "session": "text",
+        "started_at": "bigint",
+        "expires_at": "bigint",
+    },
+)
+_HEARD = Bulk(
+    sqlite="UPDATE attempts SET step = ?, expires_at = ? WHERE id = ?",
+    postgres="""UPDATE attempts SET step = given.step, expires_at = given.expires_at FROM {rows}
+        WHERE attempts.id = given.id""",
+    types={"step": "bigint", "expires_at": "bigint", "id": "bigint"},
+)
+_END = Statement(
+    "UPDATE attempts SET state = %s, reason = %s, ended_at = %s WHERE id = ANY (%s::bigint[]) AND state = 'running'"
+)
 
 
 def studies_of_worker(connection: Connection, worker: str) -> set[int]:
     """Ids of the studies that a worker holds trials of. Nothing is locked."""
-    query = select(_attempts.study_id).where(_attempts.worker == worker, _attempts.state == AttemptState.RUNNING)
-    return set(connection.scalars(query.distinct()))
+    return {row[0] for row in _STUDIES_OF_WORKER.rows(connection, check_text(worker))}
 
 
 def studies_of_expired(connection: Connection, now: datetime) -> set[int]:
@@ -60,40 +88,36 @@ def studies_of_expired(connection: Connection, now: datetime) -> set[int]:
 
 def of_worker(connection: Connection, worker: str) -> list[AttemptRow]:
     """Running attempts of a worker by study, stage and number."""
-    rows = _rows(connection, _attempts.worker == worker, _attempts.state == AttemptState.RUNNING)
+    rows = _of_values(_OF_WORKER.rows(connection, check_text(worker)))
     return sorted(rows, key=lambda row: (row.study_id, row.trial.stage_id, row.trial.number))
 
 
 def expired(connection: Connection, now: datetime) -> list[AttemptRow]:
     """Running attempts whose lease has expired."""
-    return _rows(connection, _attempts.state == AttemptState.RUNNING, _attempts.expires_at <= now)
+    return _of_values(_EXPIRED.rows(connection, to_micros(now)))
 
 
-def by_token(connection: Connection, tokens: Sequence[str]) -> dict[str, AttemptRow]:
+def by_token(connection: Connection, tokens: Iterable[str]) -> dict[str, AttemptRow]:
     """Token → attempt, for those that exist. The attempts are locked, in the order of their ids."""
-    found = {}
-    for some in chunks(sorted(set(tokens))):
-        found.update({row.token: row for row in _rows(connection, _attempts.token.in_(some), lock=True)})
-    return found
+    return _by_token(connection, _LOCKED_BY_TOKEN, tokens)
 
 
-def peek(connection: Connection, tokens: Sequence[str]) -> dict[str, AttemptRow]:
+def peek(connection: Connection, tokens: Iterable[str]) -> dict[str, AttemptRow]:
     """Token → attempt, for those that exist. Nothing is locked."""
-    found = {}
-    for some in chunks(sorted(set(tokens))):
-        found.update({row.token: row for row in _rows(connection, _attempts.token.in_(some))})
-    return found
+    return _by_token(connection, _BY_TOKEN, tokens)
 
 
-def _rows(connection: Connection, *conditions: ColumnElement[bool], lock: bool = False) -> list[AttemptRow]:
-    query = select(*(_attempts[name] for name in _FIELDS)).where(*conditions).order_by(_attempts.id)
-    if lock:
-        query = query.with_for_update(key_share=True)
-    rows = connection.execute(query).all()
-    # Two steps, not a join: with old statistics PostgreSQL would read all trials for a handful of tokens.
-    found = trials.by_ids(connection, [row.trial_id for row in rows])
-    values: list[list[Any]] = [[*row, found[row.trial_id]] for row in rows if row.trial_id in found]
-    return [AttemptRow(*each) for each in values]
+def _by_token(connection: Connection, statement: Statement, tokens: Iterable[str]) -> dict[str, AttemptRow]:
+    wanted = sorted({check_text(token) for token in tokens})
+    return {row.token: row for row in _of_values(statement.rows(connection, wanted))} if wanted else {}
+
+
+def _of_values(rows: Rows) -> list[AttemptRow]:
+    n = len(_OWN)
+    return [
+        AttemptRow(*row[:_STATE], AttemptState(row[_STATE]), *row[_STATE + 1 : n], trials.of_values(*row[n:]))
+        for row in rows
+    ]
 
 
 def of_trial(connection: Connection, study_id: int, number: int) -> list[Attempt]:
@@ -117,22 +141,11 @@ def start(
 ) -> list[str]:
     """Begin an attempt at each trial (``n_attempts`` counts it already); returns their tokens."""
     tokens = [secrets.token_urlsafe(18) for _ in started]
-    rows: list[dict[str, Any]] = [
-        {
-            "trial_id": trial.id,
-            "study_id": trial.study_id,
-            "number": trial.n_attempts,
-            "token": token,
-            "worker": worker,
-            "session": session,
-            "state": AttemptState.RUNNING,
-            "started_at": now,
-            "expires_at": expires_at,
-        }
-        for trial, token in zip(started, tokens, strict=True)
+    same = (worker, session, to_micros(now), to_micros(expires_at))
+    rows = [
+        (trial.id, trial.study_id, trial.n_attempts, token, *same) for trial, token in zip(started, tokens, strict=True)
     ]
-    if rows:
-        connection.execute(insert(tables.attempts), rows)
+    _START.run(connection, rows)
     return tokens
 
 
@@ -145,15 +158,13 @@ def renew(connection: Connection, ids: Iterable[int], *, expires_at: datetime, s
         connection.execute(update(tables.attempts).where(_attempts.id.in_(some)).values(values))
 
 
-def heard(connection: Connection, last_steps: dict[int, int | None], *, expires_at: datetime) -> None:
+def to_renew(last_steps: dict[int, int | None], *, expires_at: datetime) -> Change:
     """Renew leases whose worker reported, and write the last step of each attempt (by id)."""
-    if last_steps:
-        connection.execute(
-            update(tables.attempts)
-            .where(_attempts.id == bindparam("row_id"))
-            .values(step=bindparam("new_step"), expires_at=expires_at),
-            [{"row_id": attempt_id, "new_step": step} for attempt_id, step in sorted(last_steps.items())],
-        )
+    expires = to_micros(expires_at)
+    return _HEARD, [
+        (None if step is None else check_whole(step), expires, attempt_id)
+        for attempt_id, step in sorted(last_steps.items())
+    ]
 
 
 def end(
@@ -161,11 +172,7 @@ def end(
 ) -> None:
     """End running attempts alike."""
     for some in chunks(sorted(ids)):
-        connection.execute(
-            update(tables.attempts)
-            .where(_attempts.id.in_(some), _attempts.state == AttemptState.RUNNING)
-            .values(state=state, reason=reason, ended_at=now)
-        )
+        _END.run(connection, state.value, reason, to_micros(now), list(some))
 
 
 def cancel_all(connection: Connection, study_id: int, *, reason: str | None, now: datetime) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from hpsearch_storage.faults import Transient, translated
+from hpsearch.errors import StoreError, StoreFull
+from hpsearch_storage.faults import Disconnected, Transient, translated
+from hpsearch_storage.urls import shown
 
 T = TypeVar("T")
 
@@ -25,9 +32,11 @@ _WAL_SECONDS = 10.0
 class Database:
     """Transactions on one database.
 
-    SQLite: one connection writes, begins ``IMMEDIATE`` and is waited for by threads in turn; others read snapshots
-    of the write-ahead log, so that readers never wait for the writer nor it for them.
-    PostgreSQL: one pool at READ COMMITTED; a transaction that deadlocks or fails to serialise is tried again.
+    SQLite: one connection writes, begins ``IMMEDIATE``, and takes what all threads wait to write in one transaction
+    (:class:`GroupCommit`); others read snapshots of the write-ahead log, so that readers never wait for the writer
+    nor it for them.
+    PostgreSQL: one pool at READ COMMITTED; a transaction that deadlocks or fails to serialise is tried again. It
+    groups commits by itself.
     """
 
     def __init__(self, url: URL, *, patience: timedelta = PATIENCE) -> None:
@@ -36,30 +45,168 @@ class Database:
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, patience=patience)
             self._reader = _sqlite_engine(url, begin="BEGIN", connections=64, patience=patience)
+            self._group = GroupCommit(self._writer, url, patience=2 * patience)
         else:
             self._writer = self._reader = _postgres_engine(url, patience)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one durable transaction; it is run again if another transaction got in its way."""
+        if self.is_sqlite:
+            return self._group.write(work)
         for turn in range(_RETRIES):
+            has_worked = False
             try:
                 with translated(self.url), self._writer.begin() as connection:
-                    return work(connection)
+                    answer = work(connection)
+                    has_worked = True
+                return answer
             except Transient:
                 if turn == _RETRIES - 1:
+                    raise
+            except Disconnected:  # once, for a connection that broke while it lay idle; never where a commit was sent
+                if turn > 0 or has_worked:
                     raise
             time.sleep(random.uniform(0, 0.005 * 2**turn))
         raise AssertionError("unreachable")
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction that only reads."""
+        with contextlib.suppress(Disconnected):  # as in write
+            return self._read(work)
+        return self._read(work)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
         with translated(self.url), self._reader.begin() as connection:
             return work(connection)
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that reads, however long, what was there when it began. On SQLite that is any transaction."""
+        engine = self._reader if self.is_sqlite else self._reader.execution_options(isolation_level="REPEATABLE READ")
+        with translated(self.url), engine.begin() as connection:
+            yield connection
+
     def close(self) -> None:
         """Close every connection."""
+        if self.is_sqlite:
+            self._group.close()
         self._reader.dispose()
         self._writer.dispose()
+
+
+class _Waiting(Generic[T]):
+    """Work that a thread waits for, and what came of it."""
+
+    def __init__(self, work: Callable[[Connection], T]) -> None:
+        self.work = work
+        self.is_done = False
+        self.answer: T | None = None
+        self.error: Exception | None = None
+
+    def outcome(self) -> T:
+        """The answer, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.answer  # type: ignore[return-value]  # done without an error
+
+
+class GroupCommit:
+    """One connection that many threads write through: what waits together is made durable together.
+
+    Whoever has the turn runs all that waits in one transaction, each in a savepoint of its own, and commits once; the
+    others find theirs done when the turn comes to them. So a commit's wait for the disk is paid once for all, and
+    work that fails undoes itself alone. Nobody is answered before the commit.
+    """
+
+    MOST = 64
+    """Works in one transaction: so many wait for the last of them."""
+
+    def __init__(self, engine: Engine, url: URL, *, patience: timedelta) -> None:
+        self._engine = engine
+        self._url = url
+        self._patience = patience.total_seconds()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Waiting[Any]] = deque()
+        self._connection: Connection | None = None
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run work in a transaction, and return once that is durable."""
+        mine = _Waiting(work)
+        self._waiting.append(mine)
+        if not self._turn.acquire(timeout=self._patience):
+            try:
+                self._waiting.remove(mine)
+            except ValueError:  # somebody has begun it: then its outcome is waited for
+                self._turn.acquire()
+            else:
+                raise StoreError(f"the store {shown(self._url)} is overloaded: nothing was written; try again")
+        try:
+            if not mine.is_done:  # then it waits still: whoever takes works finishes them in the same turn
+                self._waiting.remove(mine)
+                others = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.MOST - 1))]
+                self._run([mine, *others])
+        finally:
+            self._turn.release()
+        return mine.outcome()
+
+    def close(self) -> None:
+        """Let the connection go."""
+        with self._turn:
+            self._drop()
+
+    def _run(self, group: Sequence[_Waiting[Any]]) -> None:
+        """Run works together; if that fails, each by itself, so that none fails for another's sake."""
+        try:
+            self._commit(group)
+        except Exception as error:
+            if len(group) == 1 or self._connection is None:  # without a connection none would fare better
+                for each in group:
+                    each.error = each.error or error
+            else:
+                for each in group:
+                    self._run([each])
+        except BaseException:  # this thread is told to stop, and nothing is durable
+            for each in group:
+                each.error = StoreError(f"the store {shown(self._url)} was interrupted; nothing was written, try again")
+            raise
+        finally:
+            for each in group:
+                each.is_done = True
+
+    def _commit(self, group: Sequence[_Waiting[Any]]) -> None:
+        try:
+            with translated(self._url):
+                connection = self._connection = self._connection or self._engine.connect()
+                with connection.begin():
+                    for each in group:
+                        self._try(connection, each, alone=len(group) == 1)
+        except StoreError as error:
+            if not isinstance(error, StoreFull):
+                self._drop()
+            raise
+
+    def _try(self, connection: Connection, each: _Waiting[Any], *, alone: bool) -> None:
+        """Run one work. An error of the work undoes it alone; one of the database may void the transaction."""
+        each.error = None
+        if alone:
+            each.answer = each.work(connection)
+            return
+        connection.exec_driver_sql("SAVEPOINT work")
+        try:
+            with translated(self._url):
+                each.answer = each.work(connection)
+        except StoreError:
+            raise
+        except Exception as error:
+            each.error = error
+            connection.exec_driver_sql("ROLLBACK TO work")
+        connection.exec_driver_sql("RELEASE work")
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(SQLAlchemyError, sqlite3.Error):
+                connection.close()
 
 
 def _sqlite_engine(url: URL, *, begin: str, connections: int, patience: timedelta) -> Engine:
@@ -110,12 +257,27 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 def _postgres_engine(url: URL, patience: timedelta) -> Engine:
     options: dict[str, Any] = {"connect_timeout": 10, "application_name": "hpsearch", **url.query}
-    return create_engine(
+    engine = create_engine(
         url.set(query={}),
         isolation_level="READ COMMITTED",
         pool_size=5,
         max_overflow=20,
         pool_timeout=patience.total_seconds(),
-        pool_pre_ping=True,
         connect_args=options,
     )
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        # Every question of ours has an index. With old statistics, such as of a table that was empty a minute ago,
+        # PostgreSQL would still read all trials for a handful of tokens.
+        with connection.cursor() as cursor:
+            cursor.execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+            # An acknowledged result survives a loss of power; what waits for replicas, too, is left as it is.
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) "
+                "WHERE current_setting('synchronous_commit') = 'off'"
+            )
+            cursor.execute("SET jit = off")
+        connection.commit()
+
+    return engine

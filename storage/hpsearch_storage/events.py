@@ -6,38 +6,36 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
 from hpsearch.errors import NotFound
 from hpsearch.study import Event
 from hpsearch_storage import tables
+from hpsearch_storage.codec import encode, to_micros
+from hpsearch_storage.prepared import Bulk, Statement
 
 Entry = tuple[str, dict[str, Any]]
 """Kind and data of an event."""
+_TAKE = Statement("UPDATE studies SET last_event = last_event + %s WHERE id = %s RETURNING last_event")
+_ADD = Bulk(
+    sqlite="INSERT INTO events (study_id, seq, kind, at, data) VALUES (?, ?, ?, ?, ?)",
+    postgres="INSERT INTO events (study_id, seq, kind, at, data) SELECT study_id, seq, kind, at, data FROM {rows}",
+    types={"study_id": "bigint", "seq": "bigint", "kind": "text", "at": "bigint", "data": "text"},
+)
 
 
-def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, now: datetime) -> None:
-    """Add entries to the end of a study's log.
+def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, now: datetime) -> int:
+    """Add entries to the end of a study's log; returns the number of the last, 0 if none is given.
 
     Their numbers come from the study's row, which stays locked until the transaction ends: what commits first has
     the lower numbers, so a reader who has seen number n will never meet a lower one later.
     """
     if not entries:
-        return
-    last = connection.execute(
-        update(tables.studies)
-        .where(tables.studies.c.id == study_id)
-        .values(last_event=tables.studies.c.last_event + len(entries))
-        .returning(tables.studies.c.last_event)
-    ).scalar_one()
-    first = last - len(entries) + 1
-    connection.execute(
-        insert(tables.events),
-        [
-            {"study_id": study_id, "seq": seq, "kind": kind, "at": now, "data": data}
-            for seq, (kind, data) in enumerate(entries, first)
-        ],
-    )
+        return 0
+    last: int = _TAKE.rows(connection, len(entries), study_id)[0][0]
+    first, at = last - len(entries) + 1, to_micros(now)
+    _ADD.run(connection, [(study_id, seq, kind, at, encode(data)) for seq, (kind, data) in enumerate(entries, first)])
+    return last
 
 
 def after(connection: Connection, study_id: int, seq: int, limit: int) -> list[Event]:

@@ -23,6 +23,10 @@ class Transient(StoreError):
     """The transaction was rolled back because of another one: the same again may succeed."""
 
 
+class Disconnected(StoreUnreachable):
+    """A connection that stood broke: another one may fare better."""
+
+
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
     """Raise errors of SQLAlchemy and the drivers as errors of ours."""
@@ -80,7 +84,9 @@ def _from_postgres(error: BaseException, url: URL, *, disconnected: bool) -> Hps
     if state.startswith("22") or (not state and type(error).__name__ == "DataError"):
         return InvalidInput(f"the database refuses a value: {_first_line(error)}")
     unreachable = ("08", "28", "3D", "42501", "53", "57P", "25006")
-    if disconnected or state.startswith(unreachable) or (not state and type(error).__name__ == "OperationalError"):
+    if disconnected:
+        return Disconnected(where, _first_line(error))
+    if state.startswith(unreachable) or (not state and type(error).__name__ == "OperationalError"):
         return StoreUnreachable(where, _first_line(error))
     return StoreError(f"the store {where} could not do it: {_first_line(error)}; nothing was written")
 

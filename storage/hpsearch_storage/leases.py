@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection
 
 from hpsearch.store import WorkerHello
 from hpsearch.study import StudyState
 from hpsearch.trial import AttemptState, Lease, TrialState
-from hpsearch_storage import attempts, stages, studies, tables, trials, workers
+from hpsearch_storage import attempts, stages, studies, trials, workers
 from hpsearch_storage.attempts import AttemptRow
 from hpsearch_storage.codec import decode_stage
+from hpsearch_storage.prepared import Rows, Statement
 from hpsearch_storage.trials import TrialRow
+
+_STAGES = Statement(
+    """SELECT stages.id, stages."index", stages.spec, studies.name FROM stages
+    JOIN studies ON studies.id = stages.study_id WHERE stages.id = ANY (%s::bigint[])"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def lease(connection: Connection, request: Request) -> list[Lease]:
     return leases
 
 
-def _first_needed(candidates: Iterable[Row[*tuple[Any, ...]]], capacity: int) -> set[int]:
+def _first_needed(candidates: Rows, capacity: int) -> set[int]:
     needed: set[int] = set()
     for _, study_id, n_queued in candidates:
         if capacity <= 0:
@@ -108,15 +112,12 @@ def _give_out(connection: Connection, queued: list[TrialRow], request: Request) 
 
 
 def _leases(connection: Connection, held: list[TrialRow], tokens: list[str], request: Request) -> list[Lease]:
-    columns = tables.stages.c
-    ids = {trial.stage_id for trial in held}
-    query = select(columns.id, columns.index, columns.spec, tables.studies.c.name).join(
-        tables.studies, tables.studies.c.id == columns.study_id
-    )
-    rows = {row[0]: row for row in connection.execute(query.where(columns.id.in_(ids)))} if ids else {}
+    ids = sorted({trial.stage_id for trial in held})
+    rows = {row[0]: row for row in _STAGES.rows(connection, ids)} if ids else {}
     leases = []
     for trial, token in zip(held, tokens, strict=True):
-        _, index, spec, study = rows[trial.stage_id]
+        _, index, text, study = rows[trial.stage_id]
+        spec = decode_stage(text)
         leases.append(
             Lease(
                 token=token,
@@ -128,7 +129,10 @@ def _leases(connection: Connection, held: list[TrialRow], tokens: list[str], req
                 attempt=trial.n_attempts,
                 expires_at=request.expires_at,
                 params=trial.params,
-                epochs=decode_stage(spec).n_epochs,
+                epochs=spec.n_epochs,
+                folds=spec.folds,
+                seeds=spec.n_repeats,
+                step=trial.step,
             )
         )
     return leases

@@ -8,28 +8,32 @@ from sqlalchemy import Connection, bindparam, delete, select, tuple_
 
 from hpsearch.trial import StepMetrics
 from hpsearch_storage import tables
-from hpsearch_storage.codec import chunks, decode_metrics, encode_metrics
-from hpsearch_storage.dialects import upsert
+from hpsearch_storage.codec import check_whole, chunks, decode_metrics, encode_metrics
+from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
 
 Steps = Mapping[tuple[int, int], dict[str, float]]
 """(trial id, step) → values."""
+_PUT = Bulk(
+    sqlite="""INSERT INTO metrics (trial_id, step, "values") VALUES (?, ?, ?)
+        ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values\"""",
+    postgres="""INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM {rows}
+        ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values\"""",
+    types={"trial_id": "bigint", "step": "bigint", "told": "text"},
+)
+_OF_IDS = Statement(
+    """SELECT trial_id, step, "values" FROM metrics WHERE trial_id = ANY (%s::bigint[]) ORDER BY trial_id, step"""
+)
 
 
 def put(connection: Connection, steps: Steps) -> None:
     """Keep the values of each step in place of what was there."""
-    if not steps:
-        return
-    statement = upsert(connection, tables.metrics)
-    statement = statement.on_conflict_do_update(
-        index_elements=["trial_id", "step"], set_={"values": statement.excluded["values"]}
-    )
-    connection.execute(
-        statement,
-        [
-            {"trial_id": trial_id, "step": step, "values": encode_metrics(values)}
-            for (trial_id, step), values in sorted(steps.items())
-        ],
-    )
+    run_together(connection, to_put(steps))
+
+
+def to_put(steps: Steps) -> Change:
+    """What :func:`put` does."""
+    rows = [(*at, encode_metrics(values)) for at, values in steps.items()]
+    return _PUT, sorted((trial_id, check_whole(step), text) for trial_id, step, text in rows)
 
 
 def drop_after(connection: Connection, last_steps: Mapping[int, int]) -> None:
@@ -67,10 +71,8 @@ def of_trials(connection: Connection, study_id: int, numbers: Sequence[int]) -> 
 
 def of_ids(connection: Connection, number_of: Mapping[int, int]) -> dict[int, list[StepMetrics]]:
     """Trial id → all that it reported, by step; ``number_of`` says which number each id has."""
-    metrics = tables.metrics.c
     found: dict[int, list[StepMetrics]] = {trial_id: [] for trial_id in number_of}
     for some in chunks(sorted(number_of)):
-        query = select(metrics.trial_id, metrics.step, metrics["values"]).where(metrics.trial_id.in_(some))
-        for trial_id, step, values in connection.execute(query.order_by(metrics.trial_id, metrics.step)):
+        for trial_id, step, values in _OF_IDS.rows(connection, list(some)):
             found[trial_id].append(StepMetrics(number_of[trial_id], step, decode_metrics(values)))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpsearch.errors import StoreUnreachable
-from hpsearch.store import Store
 from hpsearch_storage.engine import Database
 from hpsearch_storage.lock import hold
 from hpsearch_storage.migrations import upgrade
@@ -13,7 +12,7 @@ from hpsearch_storage.store import SqlStore
 from hpsearch_storage.urls import fault_of_folder, file_of, parse_url, shown
 
 
-def open_store(url: str, *, exclusive: bool = False) -> Store:
+def open_store(url: str, *, exclusive: bool = False) -> SqlStore:
     """Open a store, and create it or bring its schema up to date if need be.
 
     Args:

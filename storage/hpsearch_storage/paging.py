@@ -57,7 +57,7 @@ def page(connection: Connection, study_id: int, query: TrialQuery) -> Page[Trial
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     space = studies.document(connection, study_id).space
     parts = _parts(connection, name, space)
-    where = _filter(connection, study_id, query)
+    where = _filter(connection, study_id, query) + _within(connection, query, space)
     mark = _fingerprint(study_id, query)
     position = _position(query.after, mark, parts)
     found: list[tuple[Position, Trial]] = []
@@ -97,7 +97,7 @@ def decode_cursor(text: str, mark: str) -> list[Any]:
 
 
 def _fingerprint(study_id: int, query: TrialQuery) -> str:
-    told = repr((study_id, query.stage, sorted(query.states), query.verdict, query.sort))
+    told = repr((study_id, query.stage, sorted(query.states), query.verdict, query.within, query.every, query.sort))
     return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
@@ -123,6 +123,18 @@ def _filter(connection: Connection, study_id: int, query: TrialQuery) -> list[Co
         where.append(type_coerce(_trials.verdicts, Words).like(_like(query.verdict), escape="\\"))
     if query.states:
         where.append(_trials.state.in_(query.states))
+    if query.every > 1:
+        where.append(_trials.number % query.every == 0)
+    return where
+
+
+def _within(connection: Connection, query: TrialQuery, space: Space) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    for name, low, high in query.within:
+        key = _parts(connection, name, space)[0].key
+        if key is None:
+            raise InvalidInput(f"trials have no range of {name}: give value or params.NAME")
+        where.append(key.between(low, high))
     return where
 
 

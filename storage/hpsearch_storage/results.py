@@ -17,12 +17,14 @@ from hpsearch.trial import (
     Decision,
     HeldTrial,
     Outcome,
+    Place,
     Report,
     Result,
     TrialState,
 )
 from hpsearch_storage import attempts, metrics, studies, trials
 from hpsearch_storage.attempts import AttemptRow
+from hpsearch_storage.prepared import run_together
 from hpsearch_storage.trials import TrialRow
 
 _LATE = "; a late result came"
@@ -31,23 +33,26 @@ _LATE = "; a late result came"
 def report(connection: Connection, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
     """Keep metrics, renew leases."""
     tokens = {r.token for r in reports}
-    studies.lock_shared(connection, attempts.studies_of_tokens(connection, tokens))
-    rows = attempts.by_token(connection, list(tokens))
+    locked = studies.lock_of_tokens(connection, tokens, shared=True)
+    rows = attempts.by_token(connection, tokens)
     held = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
-    last = _keep_steps(connection, held, [r for r in reports if r.token in held and r.step is not None])
-    attempts.heard(connection, {held[token].id: step for token, step in last.items()}, expires_at=now + ttl)
+    _keep_steps(connection, held, [r for r in reports if r.token in held and r.step is not None], now + ttl)
     return [
-        Decision(r.token, Action.CONTINUE)
+        Decision(r.token, Action.CONTINUE, place=_place(held[r.token].trial, locked))
         if r.token in held
         else Decision(r.token, Action.ABANDON, why_not(rows.get(r.token)))
         for r in reports
     ]
 
 
+def _place(trial: TrialRow, locked: studies.Locked) -> Place:
+    return Place(trial.study_id, locked[trial.study_id].name, trial.stage, trial.number, trial.step)
+
+
 def _keep_steps(
-    connection: Connection, held: dict[str, AttemptRow], reports: Iterable[Report]
-) -> dict[str, int | None]:
-    """Keep metrics; returns the last step of each token, None before the first."""
+    connection: Connection, held: dict[str, AttemptRow], reports: Iterable[Report], expires_at: datetime
+) -> None:
+    """Keep metrics, the last step of each trial and attempt, and renew the leases."""
     steps: dict[tuple[int, int], dict[str, float]] = {}
     last: dict[str, int | None] = {token: row.step for token, row in held.items()}
     restarted: dict[int, int] = {}
@@ -60,19 +65,24 @@ def _keep_steps(
         steps[row.trial_id, step] = item.metrics
     # What an earlier attempt reported behind the first step of this one belongs to a curve that was given up.
     metrics.drop_after(connection, restarted)
-    metrics.put(connection, steps)
     moved = {token: step for token, step in last.items() if step is not None and step != held[token].step}
-    trials.set_steps(connection, {held[token].trial_id: step for token, step in moved.items()})
-    return last
+    run_together(
+        connection,
+        metrics.to_put(steps),
+        trials.steps_to_set({held[token].trial_id: step for token, step in moved.items()}),
+        attempts.to_renew({held[token].id: step for token, step in last.items()}, expires_at=expires_at),
+    )
 
 
 def held(connection: Connection, tokens: Sequence[str]) -> dict[str, HeldTrial]:
     """Token → trial with its metrics, of the leases that hold. Nothing is locked."""
     rows = [row for row in attempts.peek(connection, tokens).values() if row.state == AttemptState.RUNNING]
-    names = {study.id: study.name for study in studies.by_ids(connection, {row.study_id for row in rows}).values()}
+    names = studies.names(connection, {row.study_id for row in rows})
     steps = metrics.of_ids(connection, {row.trial_id: row.trial.number for row in rows})
     return {
-        row.token: HeldTrial(row.study_id, names[row.study_id], row.trial.number, tuple(steps[row.trial_id]))
+        row.token: HeldTrial(
+            row.study_id, names[row.study_id], row.trial.stage, row.trial.number, tuple(steps[row.trial_id])
+        )
         for row in rows
     }
 
@@ -164,7 +174,7 @@ def _released(token: str, row: AttemptRow | None) -> Outcome:
 
 
 def _locked(connection: Connection, tokens: Sequence[str]) -> tuple[studies.Locked, dict[str, AttemptRow]]:
-    locked = studies.lock(connection, attempts.studies_of_tokens(connection, tokens))
+    locked = studies.lock_of_tokens(connection, tokens)
     return locked, attempts.by_token(connection, tokens)
 
 

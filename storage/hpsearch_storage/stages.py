@@ -6,16 +6,62 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from hpsearch.errors import Conflict
-from hpsearch.study import NewStage, Stage, StageState, Study, StudyState
+from hpsearch.study import NewStage, Stage, StageState, Study
 from hpsearch.trial import TrialState
 from hpsearch_storage import studies, tables
-from hpsearch_storage.codec import decode_space, decode_stage, encode_space, encode_stage
+from hpsearch_storage.codec import check_text, check_whole, decode_space, decode_stage, encode_space, encode_stage
 from hpsearch_storage.events import Entry
+from hpsearch_storage.prepared import Rows, Statement
 
 _stages = tables.stages.c
+
+
+def counter(state: TrialState) -> str:
+    """The column that counts trials of a state."""
+    return f"n_{state.value}"
+
+
+_COUNTERS = ", ".join(f"{name} = {name} + %s" for name in ("n_created", "n_epochs", *map(counter, TrialState)))
+_COUNT = Statement(f"UPDATE stages SET {_COUNTERS} WHERE id = %s")
+Variants = dict[tuple[bool, bool], Statement]
+"""Whether a study is named, and whether kinds are given → the statement for that."""
+
+
+def _variants(text: str) -> Variants:
+    """A statement whose ``{chosen}`` stands for the conditions of :func:`studies.chosen`."""
+    return {
+        (named, kinds): Statement(
+            text.format(
+                chosen="studies.state = 'running'"
+                + (" AND studies.name = %s" if named else " AND studies.kind <> 'external'")
+                + (" AND studies.kind = ANY (%s::text[])" if kinds else "")
+            )
+        )
+        for named in (False, True)
+        for kinds in (False, True)
+    }
+
+
+_WITH_QUEUED = _variants(
+    """SELECT stages.id, stages.study_id, stages.n_queued FROM stages JOIN studies ON studies.id = stages.study_id
+    WHERE {chosen} AND stages.n_queued > 0
+    ORDER BY (SELECT coalesce(sum(other.n_running), 0) FROM stages AS other WHERE other.study_id = studies.id),
+        studies.id, stages."index\""""
+)
+_N_WAITING = _variants(
+    """SELECT coalesce(sum(stages.n_trials - stages.n_created + stages.n_queued), 0)
+    FROM stages JOIN studies ON studies.id = stages.study_id WHERE {chosen} AND stages.state = 'running'"""
+)
+_NO_RESULT = " AND ".join(f"{counter(s)} = 0" for s in TrialState if s.is_finished and s != TrialState.FAILED)
+_TO_SETTLE = Statement(
+    f"""SELECT stages.id FROM stages JOIN studies ON studies.id = stages.study_id
+    WHERE studies.state IN ('running', 'paused') AND stages.state = 'running' AND stages.n_trials > 0
+    AND (stages.n_created >= stages.n_trials AND stages.n_queued + stages.n_running = 0
+        OR stages.n_failed >= %s AND {_NO_RESULT} OR stages.watched = 1)"""
+)
 
 
 def of_study(connection: Connection, study_id: int) -> list[Stage]:
@@ -101,13 +147,7 @@ def count(
     n_epochs: int = 0,
 ) -> None:
     """Change a stage's counters. The study is locked."""
-    values: dict[str, Any] = {counter(state): _stages[counter(state)] + n for state, n in deltas.items() if n}
-    if n_created:
-        values["n_created"] = _stages.n_created + n_created
-    if n_epochs:
-        values["n_epochs"] = _stages.n_epochs + n_epochs
-    if values:
-        connection.execute(update(tables.stages).where(_stages.id == stage_id).values(values))
+    _COUNT.run(connection, n_created, n_epochs, *(deltas.get(state, 0) for state in TrialState), stage_id)
 
 
 def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[tuple[Study, Stage]]:
@@ -119,24 +159,23 @@ def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | 
 
 def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> int:
     """How many trials wait to be leased, those not created yet included."""
-    waiting = func.coalesce(func.sum(_stages.n_trials - _stages.n_created + _stages.n_queued), 0)
-    query = select(waiting).join(tables.studies, tables.studies.c.id == _stages.study_id)
-    query = query.where(_stages.state == StageState.RUNNING, *studies.chosen(study, kinds))
-    return int(connection.execute(query).scalar_one())
+    return int(_chosen(connection, _N_WAITING, study, kinds)[0][0])
+
+
+def _chosen(connection: Connection, variants: Variants, study: str | None, kinds: Iterable[str] | None) -> Rows:
+    """Rows of the studies that :func:`studies.chosen` chooses."""
+    values: list[Any] = [] if study is None else [check_text(study)]
+    if kinds is not None:
+        values.append(sorted({check_text(kind) for kind in kinds}))
+    return variants[study is not None, kinds is not None].rows(connection, *values)
 
 
 def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:
     """Running stages of running or paused studies that are done, watched, or hopeless; see Store."""
-    done = and_(_stages.n_created >= _stages.n_trials, _stages.n_queued + _stages.n_running == 0)
-    others = (s for s in TrialState if s.is_finished and s != TrialState.FAILED)
-    hopeless = and_(_stages.n_failed >= max_failures, *(_stages[counter(state)] == 0 for state in others))
-    query = (
-        select(tables.stages)
-        .join(tables.studies, tables.studies.c.id == _stages.study_id)
-        .where(tables.studies.c.state.in_([StudyState.RUNNING, StudyState.PAUSED]))
-        .where(_stages.state == StageState.RUNNING, or_(done, hopeless, _stages.watched == 1))
-        .order_by(_stages.study_id, _stages.index)
-    )
+    ids = [row[0] for row in _TO_SETTLE.rows(connection, check_whole(max_failures))]
+    if not ids:
+        return []
+    query = select(tables.stages).where(_stages.id.in_(ids)).order_by(_stages.study_id, _stages.index)
     return _with_studies(connection, query)
 
 
@@ -146,10 +185,9 @@ def _with_studies(connection: Connection, query: Select[Any]) -> list[tuple[Stud
     return [(owners[stage.study_id], stage) for stage in found if stage.study_id in owners]
 
 
-def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[Row[*tuple[Any, ...]]]:
+def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> Rows:
     """Stages with queued trials, in the order of leasing: id, study id, and how many are queued."""
-    query = _in_order(select(_stages.id, _stages.study_id, _stages.n_queued), study, kinds)
-    return list(connection.execute(query.where(_stages.n_queued > 0)))
+    return _chosen(connection, _WITH_QUEUED, study, kinds)
 
 
 def _in_order(query: Select[Any], study: str | None, kinds: Iterable[str] | None) -> Select[Any]:
@@ -158,11 +196,6 @@ def _in_order(query: Select[Any], study: str | None, kinds: Iterable[str] | None
         .where(*studies.chosen(study, kinds))
         .order_by(studies.n_running(), tables.studies.c.id, _stages.index)
     )
-
-
-def counter(state: TrialState) -> str:
-    """The column that counts trials of a state."""
-    return f"n_{state.value}"
 
 
 def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +26,20 @@ from hpsearch.study import (
     StudyState,
     Worker,
 )
-from hpsearch.trial import Attempt, Decision, HeldTrial, Lease, Outcome, Report, Result, StepMetrics, Trial, TrialState
+from hpsearch.trial import (
+    Attempt,
+    Decision,
+    HeldTrial,
+    Lease,
+    Outcome,
+    Report,
+    Result,
+    RungEntry,
+    RungPlace,
+    StepMetrics,
+    Trial,
+    TrialState,
+)
 from hpsearch_storage import (
     acknowledgements,
     attempts,
@@ -36,12 +49,15 @@ from hpsearch_storage import (
     paging,
     preflights,
     results,
+    rungs,
     stages,
     studies,
     trials,
     workers,
 )
 from hpsearch_storage.engine import Database
+from hpsearch_storage.optuna_records import OptunaRecords
+from hpsearch_storage.results import check_results, finish
 
 _STUDIES = "studies"
 """Mark of a cursor in the list of studies."""
@@ -50,11 +66,17 @@ _UNDONE = (StudyState.CANCELLED, StudyState.FAILED)
 
 
 class SqlStore:
-    """:class:`hpsearch.store.Store` on SQLite or PostgreSQL. Every method is one transaction."""
+    """:class:`hpsearch.store.Store` on SQLite or PostgreSQL. Every method is one transaction.
+
+    Attributes:
+        optuna: what Optuna's clients ask of the same database.
+    """
 
     def __init__(self, database: Database, *, on_close: Callable[[], None] = lambda: None) -> None:
         self._database = database
         self._on_close = on_close
+        self._heard = workers.Heard()
+        self.optuna = OptunaRecords(database)
 
     # -- studies ----------------------------------------------------------------------------------------------
 
@@ -298,7 +320,7 @@ class SqlStore:
         """See Store."""
 
         def work(connection: Connection) -> list[Decision]:
-            workers.seen(connection, worker, now=now)
+            self._heard.seen(connection, worker, now=now)
             return results.report(connection, reports, now=now, ttl=ttl)
 
         return self._database.write(work)
@@ -309,13 +331,19 @@ class SqlStore:
 
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
-        return self._database.write(lambda connection: _finish(connection, worker, results, now=now))
+        check_results(results)
+
+        def work(connection: Connection) -> list[Outcome]:
+            self._heard.seen(connection, worker, now=now)
+            return finish(connection, results, now=now)
+
+        return self._database.write(work)
 
     def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
         """See Store."""
 
         def work(connection: Connection) -> list[Outcome]:
-            workers.seen(connection, worker, now=now)
+            self._heard.seen(connection, worker, now=now)
             return results.release(connection, tokens, now=now)
 
         return self._database.write(work)
@@ -325,6 +353,31 @@ class SqlStore:
         if not self._database.read(lambda connection: attempts.studies_of_expired(connection, now)):
             return []  # the usual case takes no lock
         return self._database.write(lambda connection: leases.reap(connection, max_lost=max_lost, now=now))
+
+    # -- rungs ------------------------------------------------------------------------------------------------
+
+    def record_rungs(self, stage_id: int, values: Mapping[RungPlace, float | None], *, after: int) -> list[RungEntry]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[RungEntry]:
+            if _lock_stage(connection, stage_id) is not None:
+                rungs.record(connection, stage_id, values)
+            return rungs.after(connection, stage_id, after)
+
+        if not values:  # reading waits for nobody
+            return self._database.read(lambda connection: rungs.after(connection, stage_id, after))
+        return self._database.write(work)
+
+    def let_on(
+        self, stage_id: int, passed: Iterable[RungPlace], *, promoted: Mapping[RungPlace, str], now: datetime
+    ) -> list[int]:
+        """See Store."""
+
+        def work(connection: Connection) -> list[int]:
+            locked = _lock_stage(connection, stage_id)
+            return [] if locked is None else rungs.let_on(connection, locked[0], passed, promoted, now=now)
+
+        return self._database.write(work)
 
     # -- the log, the workers, the store itself ---------------------------------------------------------------
 
@@ -410,12 +463,6 @@ def _add_ended(
     settled = [(params, *results.settle(state, value, None, metric=metric)) for params, state, value in ended]
     trials.add_ended(connection, stage, first, settled, now=now)
     return list(range(first, first + len(settled)))
-
-
-def _finish(connection: Connection, worker: str, given: Sequence[Result], *, now: datetime) -> list[Outcome]:
-    results.check_results(given)
-    workers.seen(connection, worker, now=now)
-    return results.finish(connection, given, now=now)
 
 
 def _end_open(connection: Connection, study_id: int, reason: str, *, now: datetime) -> None:

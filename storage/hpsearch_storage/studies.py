@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
@@ -12,13 +12,35 @@ from hpsearch.errors import Conflict, NotFound
 from hpsearch.spec import StudySpec
 from hpsearch.study import PreflightStatus, Study, StudyState
 from hpsearch_storage import tables
-from hpsearch_storage.codec import decode_study, encode_study, same_study
+from hpsearch_storage.codec import check_text, decode_study, encode_study, from_micros, same_study
 from hpsearch_storage.dialects import upsert
+from hpsearch_storage.prepared import Statement
 
 _studies = tables.studies.c
 
-Locked = dict[int, Row[*tuple[Any, ...]]]
-"""Study id → its id, name, state, metric and next number."""
+
+class LockedStudy(NamedTuple):
+    """What is read of a study when it is locked."""
+
+    id: int
+    name: str
+    kind: str
+    state: StudyState
+    metric: str
+    next_number: int
+
+
+Locked = dict[int, LockedStudy]
+"""Study id → what was read of it."""
+_SELECT = f"SELECT {', '.join(LockedStudy._fields)} FROM studies WHERE"
+_LOCK = Statement(f"{_SELECT} id = ANY (%s::bigint[]) ORDER BY id FOR NO KEY UPDATE")
+_TRY_LOCK = Statement(f"{_SELECT} id = ANY (%s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED")
+_OWNERS = "id IN (SELECT study_id FROM attempts WHERE token = ANY (%s::text[])) ORDER BY id"
+_OF_TOKENS = Statement(f"{_SELECT} {_OWNERS} FOR NO KEY UPDATE")
+_OF_TOKENS_SHARED = Statement(f"{_SELECT} {_OWNERS} FOR SHARE")
+_NAMED = Statement("SELECT id, spec, state, reason, next_number, created_at, ended_at FROM studies WHERE name = %s")
+_NAMES = Statement("SELECT id, name FROM studies WHERE id = ANY (%s::bigint[])")
+_COUNT_UP = Statement("UPDATE studies SET next_number = next_number + %s WHERE id = %s")
 
 
 def find_same(connection: Connection, spec: StudySpec, key: str | None) -> Study | None:
@@ -63,10 +85,19 @@ def insert(connection: Connection, spec: StudySpec, key: str | None, *, prefligh
 
 def named(connection: Connection, name: str) -> Study:
     """One study. Raises NotFound."""
-    row = connection.execute(select(tables.studies).where(_studies.name == name)).first()
-    if row is None:
+    rows = _NAMED.rows(connection, check_text(name))
+    if not rows:
         raise NotFound("study", name)
-    return to_study(row)
+    study_id, spec, state, reason, next_number, created_at, ended_at = rows[0]
+    return Study(
+        id=study_id,
+        spec=decode_study(spec),
+        state=StudyState(state),
+        reason=reason,
+        next_number=next_number,
+        created_at=from_micros(created_at),
+        ended_at=None if ended_at is None else from_micros(ended_at),
+    )
 
 
 def any_in_preflight(connection: Connection) -> bool:
@@ -79,6 +110,12 @@ def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Study]:
     """Studies by id, those that are there."""
     query = select(tables.studies).where(_studies.id.in_(sorted(set(ids))))
     return {row.id: to_study(row) for row in connection.execute(query)}
+
+
+def names(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
+    """Names of studies by id."""
+    ordered = sorted(set(ids))
+    return dict(_NAMES.rows(connection, ordered)) if ordered else {}  # type: ignore[arg-type]  # id and name
 
 
 def newest(connection: Connection, *, before: int | None, limit: int) -> list[Study]:
@@ -95,28 +132,26 @@ def lock(connection: Connection, ids: Iterable[int]) -> Locked:
     Locks are taken in the order of the ids, before anything else is locked, so that transactions cannot wait for
     each other in a circle. On SQLite the whole database is locked already.
     """
-    return _locked(connection, ids, shared=False, wait=True)
+    return _read(_LOCK, connection, sorted(set(ids)))
 
 
-def lock_shared(connection: Connection, ids: Iterable[int]) -> Locked:
-    """Like :func:`lock`, but others that lock shared go on: for changes that touch no state."""
-    return _locked(connection, ids, shared=True, wait=True)
+def lock_of_tokens(connection: Connection, tokens: Iterable[str], *, shared: bool = False) -> Locked:
+    """Like :func:`lock`, the studies that the tokens' trials belong to.
+
+    With ``shared`` others that lock shared go on: for changes that touch no state.
+    """
+    wanted = sorted({check_text(token) for token in tokens})
+    return _read(_OF_TOKENS_SHARED if shared else _OF_TOKENS, connection, wanted)
 
 
 def try_lock(connection: Connection, study_id: int) -> Locked:
     """Like :func:`lock`, but a study that somebody else has locked is left out: out of order, one must not wait."""
-    return _locked(connection, [study_id], shared=False, wait=False)
+    return _read(_TRY_LOCK, connection, [study_id])
 
 
-def _locked(connection: Connection, ids: Iterable[int], *, shared: bool, wait: bool) -> Locked:
-    ordered = sorted(set(ids))
-    if not ordered:
-        return {}
-    columns = (_studies.id, _studies.name, _studies.state, _studies.metric, _studies.next_number)
-    query = select(*columns).where(_studies.id.in_(ordered)).order_by(_studies.id)
-    query = query.with_for_update(read=shared, key_share=not shared, skip_locked=not wait)
-    rows: Sequence[Row[*tuple[Any, ...]]] = connection.execute(query).all()
-    return {row.id: row for row in rows}
+def _read(statement: Statement, connection: Connection, values: list[Any]) -> Locked:
+    rows = [LockedStudy(*row) for row in statement.rows(connection, values)] if values else []
+    return {row.id: row._replace(state=StudyState(row.state)) for row in rows}
 
 
 def lock_one(connection: Connection, study_id: int) -> Study:
@@ -132,6 +167,14 @@ def check(connection: Connection, study_id: int) -> None:
     """Raise NotFound unless there is such a study."""
     if connection.execute(select(_studies.id).where(_studies.id == study_id)).first() is None:
         raise NotFound("study", study_id)
+
+
+def has_ended(connection: Connection, study_id: int) -> bool:
+    """Whether a study's state is final. Raises NotFound."""
+    state: StudyState | None = connection.execute(select(_studies.state).where(_studies.id == study_id)).scalar()
+    if state is None:
+        raise NotFound("study", study_id)
+    return state.is_finished
 
 
 def document(connection: Connection, study_id: int) -> StudySpec:
@@ -177,9 +220,7 @@ def set_state(
 
 def count_up(connection: Connection, study_id: int, n: int) -> None:
     """Take the next ``n`` numbers of trials."""
-    connection.execute(
-        update(tables.studies).where(_studies.id == study_id).values(next_number=_studies.next_number + n)
-    )
+    _COUNT_UP.run(connection, n, study_id)
 
 
 def remove(connection: Connection, study_id: int) -> None:

@@ -132,6 +132,64 @@ metrics = Table(
     sqlite_with_rowid=False,
 )
 
+rungs = Table(
+    "rungs",
+    metadata,
+    Column("stage_id", Whole, nullable=False),
+    Column("bracket", Whole, nullable=False),
+    Column("step", Whole, nullable=False),
+    Column("trial", Whole, nullable=False),  # its number
+    Column("value", Real),  # null: not finite
+    Column("went_on", Whole, nullable=False),  # 0 or 1
+    Column("seq", Whole, nullable=False),  # rises within the stage with every change
+    PrimaryKeyConstraint("stage_id", "bracket", "step", "trial"),
+    ForeignKeyConstraint(["stage_id"], ["stages.id"], ondelete="CASCADE"),
+    UniqueConstraint("stage_id", "seq"),
+    sqlite_with_rowid=False,
+)
+
+optuna_studies = Table(  # what Optuna says of a study beyond our own words; no row: nothing
+    "optuna_studies",
+    metadata,
+    Column("study_id", Whole, nullable=False),
+    Column("name", Words),  # null: the study's own
+    Column("directions", JsonText),  # null: the study's own
+    Column("user_attrs", Words, nullable=False),
+    Column("system_attrs", Words, nullable=False),
+    PrimaryKeyConstraint("study_id"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
+    UniqueConstraint("name"),
+)
+
+optuna_distributions = Table(
+    "optuna_distributions",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("study_id", Whole, nullable=False),
+    Column("name", Words, nullable=False),  # of the parameter
+    Column("distribution", Words, nullable=False),  # as Optuna writes it
+    Column("digest", Words, nullable=False),  # of name and distribution, which may be too long for an index
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
+    UniqueConstraint("study_id", "digest"),
+    Index(None, "study_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+optuna_trials = Table(
+    "optuna_trials",
+    metadata,
+    Column("trial_id", Whole, nullable=False),
+    Column("document", Words, nullable=False),  # see optuna_documents
+    Column("ended", Whole, nullable=False),  # 1: the document is whole, and never changes
+    Column("heartbeat_at", Moment),
+    Column("create_key", Words),  # of the request that created it
+    Column("end_key", Words),  # of the request that ended it
+    PrimaryKeyConstraint("trial_id"),
+    ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
+    UniqueConstraint("create_key"),
+)
+
 acknowledgements = Table(
     "acknowledgements",
     metadata,

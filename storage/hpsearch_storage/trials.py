@@ -8,15 +8,16 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, Select, select
 
 from hpsearch.errors import NotFound
 from hpsearch.space import Params
 from hpsearch.study import Stage
 from hpsearch.trial import Trial, TrialState
 from hpsearch_storage import events, stages, studies, tables
-from hpsearch_storage.codec import chunks
+from hpsearch_storage.codec import check_text, check_whole, chunks, decode, encode, from_micros, to_micros
 from hpsearch_storage.events import Entry
+from hpsearch_storage.prepared import Bulk, Change, Statement
 
 _trials = tables.trials.c
 
@@ -75,7 +76,56 @@ class TrialRow:
 
 
 _FIELDS = tuple(field.name for field in fields(TrialRow))
-_CHANGING = ("state", "value", "reason", "n_attempts", "n_lost", "worker", "started_at", "ended_at", "verdicts")
+COLUMNS = ", ".join("stages.name" if name == "stage" else f"trials.{name}" for name in _FIELDS)
+"""Of :class:`TrialRow`, in a query that joins trials and stages."""
+_ROWS = f"SELECT {COLUMNS} FROM trials JOIN stages ON stages.id = trials.stage_id"
+_BY_IDS = Statement(f"{_ROWS} WHERE trials.id = ANY (%s::bigint[])")
+_QUEUED = Statement(
+    f"{_ROWS} WHERE trials.stage_id = %s AND trials.state = 'queued' ORDER BY trials.number LIMIT %s "
+    "FOR NO KEY UPDATE OF trials SKIP LOCKED"
+)
+_CHANGE_TYPES = {
+    "state": "text",
+    "value": "double precision",
+    "reason": "text",
+    "n_attempts": "bigint",
+    "n_lost": "bigint",
+    "worker": "text",
+    "started_at": "bigint",
+    "ended_at": "bigint",
+    "verdicts": "text",
+    "id": "bigint",
+}
+_CHANGING = [name for name in _CHANGE_TYPES if name != "id"]
+_CHANGE = Bulk(
+    sqlite=f"UPDATE trials SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE id = ?",
+    postgres=f"UPDATE trials SET {', '.join(f'{name} = given.{name}' for name in _CHANGING)} FROM {{rows}} "
+    "WHERE trials.id = given.id",
+    types=_CHANGE_TYPES,
+)
+_SET_STEP = Bulk(
+    sqlite="UPDATE trials SET step = ? WHERE id = ?",
+    postgres="UPDATE trials SET step = given.step FROM {rows} WHERE trials.id = given.id",
+    types={"step": "bigint", "id": "bigint"},
+)
+_ADD_TYPES = {
+    "study_id": "bigint",
+    "stage_id": "bigint",
+    "number": "bigint",
+    "state": "text",
+    "params": "text",
+    "value": "double precision",
+    "reason": "text",
+    "created_at": "bigint",
+    "ended_at": "bigint",
+}
+_ADDED = ", ".join(_ADD_TYPES)
+_ADD = Bulk(
+    sqlite=f"INSERT INTO trials ({_ADDED}, step, n_attempts, n_lost) "
+    f"VALUES ({', '.join('?' * len(_ADD_TYPES))}, 0, 0, 0)",
+    postgres=f"INSERT INTO trials ({_ADDED}, step, n_attempts, n_lost) SELECT {_ADDED}, 0, 0, 0 FROM {{rows}}",
+    types=_ADD_TYPES,
+)
 
 
 def select_rows() -> Select[Any]:
@@ -87,6 +137,26 @@ def select_rows() -> Select[Any]:
 def to_row(row: Row[*tuple[Any, ...]]) -> TrialRow:
     """The trial of a row that begins with the columns of :func:`select_rows`."""
     return TrialRow(*row[: len(_FIELDS)])
+
+
+def of_values(*values: Any) -> TrialRow:
+    """The trial of what the database keeps in the columns of :data:`COLUMNS`."""
+    *head, state, params, value, step, reason, n_attempts, n_lost, worker, created, started, ended, verdicts = values
+    return TrialRow(
+        *head,
+        TrialState(state),
+        decode(params),
+        value,
+        step,
+        reason,
+        n_attempts,
+        n_lost,
+        worker,
+        from_micros(created),
+        None if started is None else from_micros(started),
+        None if ended is None else from_micros(ended),
+        None if verdicts is None else decode(verdicts),
+    )
 
 
 def one(connection: Connection, study_id: int, number: int) -> TrialRow:
@@ -102,20 +172,22 @@ def by_ids(connection: Connection, ids: Sequence[int]) -> dict[int, TrialRow]:
     """Trials by id, those that are there."""
     found = {}
     for some in chunks(ids):
-        found.update({row[0]: to_row(row) for row in connection.execute(select_rows().where(_trials.id.in_(some)))})
+        found.update({row[0]: of_values(*row) for row in _BY_IDS.rows(connection, list(some))})
+    return found
+
+
+def by_numbers(connection: Connection, study_id: int, numbers: Sequence[int]) -> dict[int, TrialRow]:
+    """Trials of a study by number, those that are there."""
+    found = {}
+    for some in chunks(sorted(set(numbers))):
+        query = select_rows().where(_trials.study_id == study_id, _trials.number.in_(some))
+        found.update({(row := to_row(each)).number: row for each in connection.execute(query)})
     return found
 
 
 def queued(connection: Connection, stage_id: int, limit: int) -> list[TrialRow]:
     """The next trials of a stage to give out; those that another transaction is about to change are left out."""
-    query = (
-        select_rows()
-        .where(_trials.stage_id == stage_id, _trials.state == TrialState.QUEUED)
-        .order_by(_trials.number)
-        .limit(limit)
-        .with_for_update(of=tables.trials, key_share=True, skip_locked=True)
-    )
-    return [to_row(row) for row in connection.execute(query)]
+    return [of_values(*row) for row in _QUEUED.rows(connection, stage_id, limit)]
 
 
 def cancel_open(connection: Connection, study_id: int, *, reason: str, now: datetime) -> None:
@@ -170,48 +242,66 @@ def _new(stage: Stage, number: int, params: Params, state: TrialState, now: date
         "value": None,
         "step": 0,
         "reason": None,
-        "n_attempts": 0,
-        "n_lost": 0,
         "created_at": now,
         "ended_at": None,
     }
 
 
 def _insert(connection: Connection, stage: Stage, rows: list[dict[str, Any]]) -> None:
-    for some in chunks(rows):
-        connection.execute(insert(tables.trials), list(some))
+    added = [
+        (
+            row["study_id"],
+            row["stage_id"],
+            row["number"],
+            row["state"].value,
+            encode(row["params"]),
+            row["value"],
+            None if row["reason"] is None else check_text(row["reason"]),
+            to_micros(row["created_at"]),
+            None if row["ended_at"] is None else to_micros(row["ended_at"]),
+        )
+        for row in rows
+    ]
+    for some in chunks(added):
+        _ADD.run(connection, some)
     studies.count_up(connection, stage.study_id, len(rows))
 
 
 def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]], *, now: datetime) -> None:
     """Write new states over old ones: rows, counters of their stages, events. Their studies are locked."""
-    parameters = []
+    rows = []
     deltas: dict[int, Counter[TrialState]] = defaultdict(Counter)
     n_epochs: Counter[int] = Counter()
     entries: dict[int, list[Entry]] = defaultdict(list)
     for old, new in changes:
-        parameters.append({f"new_{name}": getattr(new, name) for name in _CHANGING} | {"row_id": new.id})
+        rows.append(_changed(new))
         deltas[new.stage_id][old.state] -= 1
         deltas[new.stage_id][new.state] += 1
         n_epochs[new.stage_id] += new.step * new.state.is_finished - old.step * old.state.is_finished
         entries[new.study_id].append(new.entry())
-    if parameters:
-        connection.execute(
-            update(tables.trials)
-            .where(_trials.id == bindparam("row_id"))
-            .values({name: bindparam(f"new_{name}") for name in _CHANGING}),
-            parameters,
-        )
+    _CHANGE.run(connection, rows)
     for stage_id in sorted(deltas):
         stages.count(connection, stage_id, deltas[stage_id], n_epochs=n_epochs[stage_id])
     for study_id in sorted(entries):
         events.append(connection, study_id, entries[study_id], now=now)
 
 
-def set_steps(connection: Connection, steps: dict[int, int]) -> None:
+def _changed(new: TrialRow) -> tuple[Any, ...]:
+    """What :data:`_CHANGE` writes of a trial."""
+    return (
+        new.state.value,
+        new.value,
+        None if new.reason is None else check_text(new.reason),
+        new.n_attempts,
+        new.n_lost,
+        None if new.worker is None else check_text(new.worker),
+        None if new.started_at is None else to_micros(new.started_at),
+        None if new.ended_at is None else to_micros(new.ended_at),
+        None if new.verdicts is None else encode(new.verdicts),
+        new.id,
+    )
+
+
+def steps_to_set(steps: dict[int, int]) -> Change:
     """Write the last step that each trial (by id) reported."""
-    if steps:
-        connection.execute(
-            update(tables.trials).where(_trials.id == bindparam("row_id")).values(step=bindparam("new_step")),
-            [{"row_id": trial_id, "new_step": step} for trial_id, step in sorted(steps.items())],
-        )
+    return _SET_STEP, [(check_whole(step), trial_id) for trial_id, step in sorted(steps.items())]

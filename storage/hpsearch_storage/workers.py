@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, exists, func, select, update
+from sqlalchemy import Connection, func, select
 
 from hpsearch.store import WorkerHello
 from hpsearch.study import Worker
 from hpsearch.trial import AttemptState
 from hpsearch_storage import tables
-from hpsearch_storage.dialects import upsert
+from hpsearch_storage.codec import check_text, encode, to_micros
+from hpsearch_storage.prepared import Statement
+
+_GREET = Statement(
+    """INSERT INTO workers (name, info, first_seen, last_seen) VALUES (%s, %s, %s, %s)
+    ON CONFLICT (name) DO UPDATE SET info = excluded.info, last_seen = excluded.last_seen"""
+)
+_SEEN = Statement("UPDATE workers SET last_seen = %s WHERE name = %s")
+_N_OTHERS = Statement(
+    """SELECT count(*) FROM workers WHERE last_seen >= %s AND name <> %s AND NOT EXISTS
+    (SELECT 1 FROM attempts WHERE attempts.worker = workers.name AND attempts.state = 'running')"""
+)
+SEEN_EVERY = timedelta(seconds=1)
+"""A worker that is heard of again within so long is not noted again."""
+
+
+class Heard:
+    """When this process last noted which worker: reports come often, and each note is a page to write."""
+
+    def __init__(self) -> None:
+        self._noted: dict[str, datetime] = {}
+
+    def seen(self, connection: Connection, name: str, *, now: datetime) -> None:
+        """Note that a worker was heard of, unless that was noted just now."""
+        last = self._noted.get(name)
+        if last is None or abs(now - last) >= SEEN_EVERY:
+            if len(self._noted) > 10_000:
+                self._noted.clear()
+            self._noted[name] = now
+            seen(connection, name, now=now)
 
 
 def greet(connection: Connection, hello: WorkerHello, *, now: datetime) -> None:
     """Note a worker that asks for leases. Its row stays locked, so that two requests of one worker take turns."""
-    statement = upsert(connection, tables.workers).values(
-        name=hello.name, info=hello.info, first_seen=now, last_seen=now
-    )
-    new = statement.excluded
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["name"], set_={"info": new.info, "last_seen": new.last_seen})
-    )
+    moment = to_micros(now)
+    _GREET.run(connection, check_text(hello.name), encode(hello.info), moment, moment)
 
 
 def seen(connection: Connection, name: str, *, now: datetime) -> None:
     """Note that a worker was heard of."""
-    connection.execute(update(tables.workers).where(tables.workers.c.name == name).values(last_seen=now))
+    _SEEN.run(connection, to_micros(now), check_text(name))
 
 
 def every(connection: Connection) -> list[Worker]:
@@ -45,8 +69,4 @@ def every(connection: Connection) -> list[Worker]:
 
 def n_others(connection: Connection, name: str, since: datetime) -> int:
     """How many other workers were heard of since then and hold nothing."""
-    attempts, workers = tables.attempts.c, tables.workers.c
-    holds = exists().where(attempts.worker == workers.name, attempts.state == AttemptState.RUNNING)
-    query = select(func.count()).select_from(tables.workers)
-    query = query.where(workers.last_seen >= since, workers.name != name, ~holds)
-    return connection.execute(query).scalar_one()
+    return int(_N_OTHERS.rows(connection, to_micros(since), check_text(name))[0][0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,13 @@ LR = {"type": "float", "low": 1e-6, "high": 1e-2, "log": True}
 REG = {"type": "float", "low": 1e-5, "high": 1e5, "log": True}
 
 
-def spec(space: dict[str, Any] | None = None, *, direction: str = "maximize", kind: str = "external") -> StudySpec:
+def spec(
+    space: dict[str, Any] | None = None,
+    *,
+    direction: str = "maximize",
+    kind: str = "external",
+    early_stopping: str = "none",
+) -> StudySpec:
     objective: dict[str, Any] = {"kind": kind}
     if kind == "train":
         objective |= {"data": {"source": "digits"}, "model": {"kind": "mlp"}}
@@ -32,7 +39,10 @@ def spec(space: dict[str, Any] | None = None, *, direction: str = "maximize", ki
             "objective": objective,
             "metric": {"name": "val_accuracy", "direction": direction},
             "space": space or {"lr": LR, "reg": REG},
-            "stages": [{"name": "coarse", "trials": 4, "epochs": 3}, {"name": "fine", "trials": 4, "epochs": 3}],
+            "stages": [
+                {"name": "coarse", "trials": 4, "epochs": 3, "early_stopping": early_stopping},
+                {"name": "fine", "trials": 4, "epochs": 3},
+            ],
         }
     )
 
@@ -107,7 +117,7 @@ def traces(figure: Any, name: str) -> list[Any]:
 
 
 def test_kinds_have_titles_in_the_order_of_the_page() -> None:
-    assert list(KINDS) == ["map", "axis", "curves", "history"]
+    assert list(KINDS) == ["map", "axis", "curves", "history", "rungs"]
     assert all(kind.title for kind in KINDS.values())
 
 
@@ -272,6 +282,25 @@ def test_history_falls_when_lower_is_better() -> None:
     assert (list(best.x), list(best.y)) == ([0, 2, 3], [3.0, 2.0, 2.0])
 
 
+def test_rungs_show_what_was_stopped_and_saved() -> None:
+    study = spec(early_stopping="asha")
+    ends = [1, 1, 2, 3]
+    trials = [replace(trial(n, 0.1, "completed" if end == 3 else "pruned"), step=end) for n, end in enumerate(ends)]
+    trials.append(replace(trial(4, 0.1, "pruned", stage="fine"), step=1))
+    figure = make_figure("rungs", FigureData(study, stages(study), trials))
+    went_on, stopped = figure.data
+    assert list(stopped.x) == ["coarse · step 1", "coarse · step 2"]  # 2: its worker ended it on its own
+    assert (list(went_on.y), list(stopped.y), list(stopped.customdata)) == ([2, 1], [2, 1], [4, 1])
+    assert "5 of 12 steps saved" in figure.layout.title.subtitle.text
+    assert figure.layout.barmode == "stack"
+
+
+def test_rungs_of_a_study_that_stops_nothing_say_so(data: FigureData) -> None:
+    figure = make_figure("rungs", data)
+    assert len(figure.data) == 0
+    assert figure.layout.title.subtitle.text == "No stage stops trials early."
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_empty_study_has_a_figure_with_a_note(kind: str) -> None:
     study = spec()
@@ -286,7 +315,7 @@ def test_a_study_in_which_all_diverged(kind: str) -> None:
     study = spec()
     trials = [trial(n, None, "diverged", lr=1e-3, reg=1.0) for n in range(5)]
     figure = make_figure(kind, FigureData(study, stages(study), trials))
-    if kind != "curves":
+    if kind not in ("curves", "rungs"):
         assert len(traces(figure, "diverged")[0].customdata) == 5
         assert figure.layout.title.subtitle.text == "No trial has a value: those that finished diverged or failed."
 

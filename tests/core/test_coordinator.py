@@ -145,9 +145,9 @@ def test_a_confirm_stage_trains_the_best_with_fresh_seeds(coordinator: Coordinat
     assert stages[1].n_trials == 6
     leases = ask(coordinator, 10)
     best = sorted(trials(coordinator, stage="coarse"), key=lambda t: -(t.value or 0))[:2]
-    assert [a.lease.params for a in leases] == [best[0].params] * 3 + [best[1].params] * 3
+    assert [a.lease.params for a in leases] == [best[0].params, best[1].params] * 3
     assert len({a.seed for a in leases}) == 6
-    values = [0.1, 0.2, 0.3, 0.25, 0.25, 0.25]
+    values = [0.1, 0.25, 0.2, 0.25, 0.3, 0.25]
     coordinator.finish(
         "w", [Result(a.lease.token, TrialState.COMPLETED, v) for a, v in zip(leases, values, strict=True)]
     )
@@ -266,7 +266,7 @@ def test_two_servers_open_the_next_stage_once(clock: Clock) -> None:
     pending = store.stages_to_settle(max_failures=3)
     one.settle()
     for study, stage in pending:
-        two._settle(study, stage)
+        two.stages._settle(study, stage)
     two.settle()
     assert [stage.name for stage in store.stages(1)] == ["coarse", "fine"]
 

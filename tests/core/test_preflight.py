@@ -14,6 +14,8 @@ from hpsearch.space import Space
 from hpsearch.spec import load_study
 from hpsearch.training import Dataset, load_dataset
 from hpsearch.training.preflight import Check, preflight
+from hpsearch.training.preflight.learning import overfit
+from hpsearch.training.preflight.setup import set_up
 from hpsearch.training.samples import Samples
 from hpsearch.training.sources import read_samples
 
@@ -268,3 +270,24 @@ def test_a_regression() -> None:
 
 def test_shuffled_targets_of_a_regression() -> None:
     assert checks(numbers_to_predict(0, shuffled=True), loss={"kind": "mse"})["labels"].status == "warn"
+
+
+def test_a_model_that_runs_out_of_time_while_it_learns_has_not_failed(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = objective(model={"kind": "mlp", "hidden": [5], "activation": "tanh"})
+    setup = set_up(small, TypeAdapter(Space).validate_python(LR), study_seed=0, dataset=digits)
+    assert overfit(setup, 0.003)[0].status == "pass"
+    monkeypatch.setattr("hpsearch.training.preflight.probe.SECONDS", 0.0)
+    found, _ = overfit(setup, 0.003)
+    assert found.status == "warn"
+    assert found.numbers["steps"] < 50
+    assert "still falling" in found.message
+
+
+def test_samples_are_fitted_from_a_rate_that_is_far_too_high(digits: Dataset) -> None:
+    space = TypeAdapter(Space).validate_python(LR)
+    setup = set_up(objective(), space, study_seed=0, dataset=digits)
+    check, rate = overfit(setup, 30.0)
+    assert check.status == "pass"
+    assert 0.03 <= rate <= 0.3

@@ -46,9 +46,10 @@ def test_the_lectures_study_is_read_with_its_defaults() -> None:
     assert isinstance(spec.objective, TrainObjective)
     assert spec.objective.optimizer.lr_decay == 0.95
     assert spec.objective.regularization.l2 == 0.0
-    assert spec.space["reg"].model_dump() == {"type": "float", "low": 1e-5, "high": 1e5, "log": True, "step": None}
+    reg = spec.space["reg"].model_dump(exclude_none=True)
+    assert reg == {"type": "float", "low": 1e-5, "high": 1e5, "log": True}
     assert [stage.n_trials for stage in spec.stages] == [100, 100, 15]
-    assert spec.stages[0].sampler == "random"
+    assert spec.stages[0].sampler.name == "random"
 
 
 def test_json_is_read_as_yaml_is() -> None:

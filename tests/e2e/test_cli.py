@@ -93,11 +93,21 @@ def test_reading_commands(house: House, spec: Path, sqlite_url: str) -> None:
     assert json.loads(call("best", "digits", "--json"))["value"] > 0.5
     assert call("flags", "digits")
     assert isinstance(json.loads(call("flags", "digits", "--json")), list)
+    assert "coarse" in call("stages", "digits")
+    assert json.loads(call("stages", "digits", "--json"))["items"][0]["name"] == "coarse"
+    assert "from coarse to fine" in call("analysis", "digits")
+    assert json.loads(call("analysis", "digits", "--json"))["narrowings"][0]["parent"] == "coarse"
+    assert "give low or high" in call("acknowledge", "digits", "lr", "up", status=2)
+    assert "--set lr=3" in call("open", "digits", "--set", "lr=3", status=2)
     assert call("export", "digits").startswith("number,stage,state")
     assert len(json.loads(call("export", "digits", "--format", "json"))) == 16
     call("export", "digits", "--format", "parquet", "-o", "out.parquet")
     assert (house.folder / "out.parquet").read_bytes()[:4] == b"PAR1"
     assert "there is no study 'nope'" in call("best", "nope", status=2)
+    opened = call("open", "digits", "--trials", "2", "--epochs", "1", "--set", "lr.low=1e-3", "--json")
+    assert json.loads(opened)["space"]["lr"]["low"] == 1e-3
+    client.study("digits").wait(timeout_seconds=60)
+    assert len(client.study("digits").stages) == 3
     call("delete", "digits", "--yes")
     assert "no studies yet" in call("status")
 

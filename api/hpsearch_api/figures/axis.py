@@ -14,6 +14,7 @@ from hpsearch_api.figures.points import crosses, customdata, hover, stars
 from hpsearch_api.figures.scales import MetricScale, ParamScale, metric_scale, param_scale
 from hpsearch_api.figures.style import (
     BAND_OPACITY,
+    DIVERGED_COLOR,
     NEUTRAL,
     STAGE_SYMBOLS,
     finish,
@@ -41,10 +42,10 @@ def axis_figure(data: FigureData, *, params: list[str] | None = None, columns: i
         params: these parameters of the space; the first :data:`MAX_PARAMS` if not given.
         columns: subplots in a row; at most 3 if not given.
     """
-    names = params or list(data.spec.space)[:MAX_PARAMS]
-    notes = [missing_note(data)]
-    if len(names) < len(data.spec.space) and params is None:
-        notes.append(f"the first {len(names)} of {len(data.spec.space)} parameters")
+    names = params or list(data.space)[:MAX_PARAMS]
+    notes = [missing_note(data), data.sample_note]
+    if len(names) < len(data.space) and params is None:
+        notes.append(f"the first {len(names)} of {len(data.space)} parameters")
     n_columns = min(columns or 3, len(names))
     n_rows = math.ceil(len(names) / n_columns)
     height = 150 + ROW_HEIGHT * n_rows if n_rows > 1 else 420
@@ -69,7 +70,7 @@ def axis_figure(data: FigureData, *, params: list[str] | None = None, columns: i
         shapes += _ranges(data, scale, "" if i == 0 else str(i + 1))
         fig.update_xaxes(scale.axis(), **place)
         fig.update_yaxes(values.axis(metric_title(data) if column == 0 else ""), **place)
-    fig.update_layout(shapes=shapes)
+    fig.update_layout(shapes=shapes, annotations=_flags(data, names), meta={"brush": _brush(names)})
     title = f"{plain(data.spec.metric.name)} against each parameter"
     return finish(fig, title=title, notes=[*notes, note], height=height)
 
@@ -125,3 +126,45 @@ def _ranges(data: FigureData, scale: ParamScale, axis: str) -> list[dict[str, An
             band = {"type": "rect", "x0": bounds[0], "x1": bounds[1], "fillcolor": stage_color(index)}
             shapes.append(place | band | {"opacity": BAND_OPACITY, "line": {"width": 0}})
     return shapes
+
+
+def _flags(data: FigureData, names: list[str]) -> list[dict[str, Any]]:
+    """An arrow at each flagged border, with its p-value."""
+    texts = []
+    drawn: set[tuple[str, str]] = set()
+    for flag in data.flags:
+        border = (flag.parameter, flag.side)
+        if flag.parameter not in names or border in drawn:
+            continue
+        drawn.add(border)
+        stage = next((stage for stage in data.stages if stage.name == flag.stage), None)
+        bounds = None if stage is None else param_scale(data, flag.parameter).bounds(stage.space)
+        if bounds is None:
+            continue
+        end = bounds[flag.side == "high"]
+        i = names.index(flag.parameter)
+        axis = "" if i == 0 else str(i + 1)
+        log = param_scale(data, flag.parameter).log
+        texts.append(
+            {
+                "x": math.log10(float(end)) if log else end,
+                "xref": f"x{axis}",
+                "y": 0.99,
+                "yref": f"y{axis} domain",
+                "yanchor": "top",
+                "xanchor": "right" if flag.side == "high" else "left",
+                "text": f"⚑ p = {flag.p_value:.2g}",
+                "hovertext": plain(flag.message),
+                "showarrow": False,
+                "font": {"color": DIVERGED_COLOR, "size": 12},
+            }
+        )
+    return texts
+
+
+def _brush(names: list[str]) -> dict[str, str]:
+    """What each axis is of, so that a page can turn a box into a filter."""
+    return {
+        **{f"x{'' if i == 0 else i + 1}": f"params.{name}" for i, name in enumerate(names)},
+        **{f"y{'' if i == 0 else i + 1}": "value" for i in range(len(names))},
+    }

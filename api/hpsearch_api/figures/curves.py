@@ -18,6 +18,7 @@ from hpsearch_api.figures.data import FigureData
 from hpsearch_api.figures.scales import spans_decades
 from hpsearch_api.figures.style import (
     DIVERGED_COLOR,
+    NEUTRAL,
     compact,
     finish,
     metric_title,
@@ -28,12 +29,25 @@ from hpsearch_api.figures.style import (
 
 MAX_CURVES = 200
 MAX_HOVER_PARAMS = 8
+BY = ("stage", "verdict")
+VERDICT_COLORS = {
+    "diverged": DIVERGED_COLOR,
+    "lr_too_high": "#E69F00",
+    "lr_too_low": "#56B4E9",
+    "plateau_then_progress": "#999933",
+    "overfitting": "#CC79A7",
+    "underfitting": "#2F8FD0",
+    "still_improving": "#44AA99",
+    "saturated": "#882255",
+    "dead_units": "#6b4c9a",
+    "healthy": "#009E73",
+}
 NOTHING = "Nothing has been reported yet."
 Curve = tuple[list[int], list[float]]
 """Steps and what was reported at them; non-finite values stay in place."""
 
 
-def curves_figure(data: FigureData, *, metric: str | None = None) -> go.Figure:
+def curves_figure(data: FigureData, *, metric: str | None = None, by: str = "stage") -> go.Figure:
     """A metric per step, one line per trial; of many trials the running ones and the best.
 
     ``layout.meta.metrics`` lists the metrics that can be asked for.
@@ -41,6 +55,7 @@ def curves_figure(data: FigureData, *, metric: str | None = None) -> go.Figure:
     Args:
         data: the study.
         metric: what to draw; the study's metric if not given.
+        by: what the colours tell: ``stage`` or ``verdict`` (the first of each trial).
 
     Raises:
         InvalidInput: a metric that this study's trials do not report.
@@ -57,7 +72,7 @@ def curves_figure(data: FigureData, *, metric: str | None = None) -> go.Figure:
     # The best are drawn last, on top.
     for trial in sorted(trials, key=lambda t: -ranks.get(t.number, -1)):
         if trial.number in curves:
-            _add_curve(fig, data, trial, curves[trial.number], name=name, rank=ranks.get(trial.number))
+            _add_curve(fig, data, trial, curves[trial.number], name=name, rank=ranks.get(trial.number), by=by)
     _legend_once(fig)
     is_loss = "loss" in name or (name == data.spec.metric.name and not data.maximize)
     log = is_loss and spans_decades(np.array([v for _, values in curves.values() for v in values]))
@@ -70,7 +85,11 @@ def curves_figure(data: FigureData, *, metric: str | None = None) -> go.Figure:
         fig.update_xaxes(dtick=1)
     title = f"{plain(name)} per {step_title(data)}"
     notes = [NOTHING if not curves else "", note]
-    return finish(fig, title=title, notes=notes, height=440).update_layout(legend_itemsizing="trace")
+    return (
+        finish(fig, title=title, notes=notes, height=440)
+        .update_layout(legend_itemsizing="trace")
+        .update_layout(legend_itemsizing="trace")
+    )
 
 
 def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -> go.Figure:
@@ -108,6 +127,9 @@ def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -
                 ),
                 **place,
             )
+        for verdict in trial.verdicts:
+            if verdict["epoch"] is not None:
+                _mark(fig, verdict, first=i == 0, **place)
         fig.update_yaxes(title={"text": plain(family)}, **place)
         fig.update_xaxes(title={"text": step_title(data)}, **place)
     return finish(
@@ -116,6 +138,14 @@ def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -
         notes=[NOTHING if not families else "", _where_not_finite(reported)],
         height=120 + 280 * n_rows,
     ).update_layout(legend_itemsizing="trace")
+
+
+def _mark(fig: go.Figure, verdict: dict[str, Any], *, first: bool, **place: int) -> None:
+    """A line at the epoch where a verdict shows; its name beside it in the first subplot."""
+    name = str(verdict["name"])
+    text = {"annotation_text": plain(name.replace("_", " ")), "annotation_font_size": 11} if first else {}
+    line = {"color": VERDICT_COLORS.get(name, NEUTRAL), "dash": "dot", "width": 1.5}
+    fig.add_vline(x=verdict["epoch"], line=line, **text, **place)
 
 
 def metric_names(data: FigureData, reported: list[StepMetrics]) -> list[str]:
@@ -148,18 +178,20 @@ def _curves(reported: list[StepMetrics], name: str) -> dict[int, Curve]:
     return dict(curves)
 
 
-def _add_curve(fig: go.Figure, data: FigureData, trial: Trial, curve: Curve, *, name: str, rank: int | None) -> None:
+def _add_curve(
+    fig: go.Figure, data: FigureData, trial: Trial, curve: Curve, *, name: str, rank: int | None, by: str
+) -> None:
     steps, values = curve
-    stages = data.stage_names
     best = rank is not None and rank < 3
-    line: dict[str, Any] = {"color": stage_color(stages.index(trial.stage)), "width": 3 if best else 1.5}
+    group, color = _group(data, trial, by)
+    line: dict[str, Any] = {"color": color, "width": 3 if best else 1.5}
     if trial.state is TrialState.RUNNING:
         line["dash"] = "dot"
     fig.add_trace(
         go.Scatter(
             mode="lines+markers" if len(steps) == 1 or best else "lines",
-            name=trial.stage,
-            legendgroup=trial.stage,
+            name=plain(group),
+            legendgroup=plain(group),
             x=steps,
             y=[v if math.isfinite(v) else None for v in values],
             line=line,
@@ -184,6 +216,14 @@ def _add_curve(fig: go.Figure, data: FigureData, trial: Trial, curve: Curve, *, 
                     hovertemplate=_hover(data, trial, name),
                 )
             )
+
+
+def _group(data: FigureData, trial: Trial, by: str) -> tuple[str, str]:
+    """What a curve's colour says, and the colour."""
+    if by == "stage":
+        return trial.stage, stage_color(data.stage_names.index(trial.stage))
+    verdict = str(trial.verdicts[0]["name"]) if trial.verdicts else "no verdict"
+    return verdict.replace("_", " "), VERDICT_COLORS.get(verdict, NEUTRAL)
 
 
 def _hover(data: FigureData, trial: Trial, name: str) -> str:

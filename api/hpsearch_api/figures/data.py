@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from hpsearch.analysis import StageAgreement
+from hpsearch.search.borders import Flag
+from hpsearch.search.confirming import Finalist
+from hpsearch.space import CategoricalParam, FloatParam, Param, Space, Value
 from hpsearch.spec import StudySpec
 from hpsearch.study import Stage
 from hpsearch.trial import StepMetrics, Trial, TrialState
 
 Floats = npt.NDArray[np.float64]
 
+MAX_CHOICES = 1000
 N_BEST = 3
 """How many of the best trials a figure marks."""
 
@@ -23,13 +30,17 @@ def no_metrics(numbers: Sequence[int]) -> list[StepMetrics]:  # noqa: ARG001 - t
     return []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FigureData:
     """Everything a figure may show.
 
     Attributes:
         stages: by index; figures draw them in this order.
         trials: in any order; all of the study, or those a caller chose.
+        flags: of the study's borders.
+        finalists: of its last confirm stage, best first.
+        agreements: between epoch budgets.
+        n_trials: how many the study has, where ``trials`` are a sample of them; None: they are all.
         metrics: what the trials of these numbers reported, by trial and step. Called only by figures of curves, with
             few numbers, so that nobody loads every step of every trial.
     """
@@ -38,6 +49,21 @@ class FigureData:
     stages: list[Stage]
     trials: list[Trial]
     metrics: Callable[[Sequence[int]], list[StepMetrics]] = no_metrics
+    flags: Sequence[Flag] = ()
+    finalists: Sequence[Finalist] = ()
+    agreements: Sequence[StageAgreement] = ()
+    n_trials: int | None = None
+
+    @cached_property
+    def space(self) -> Space:
+        """The study's space; of one that has none of its own (an Optuna study) what its trials have."""
+        return self.spec.space or inferred_space(self.trials)
+
+    @property
+    def sample_note(self) -> str:
+        """What the trials are a sample of; empty if they are all."""
+        n = self.n_trials
+        return "" if n is None else f"{len(self.trials):,} of {n:,} trials drawn, evenly spread, the best among them"
 
     @property
     def maximize(self) -> bool:
@@ -67,6 +93,10 @@ class FigureData:
 
         A pruned trial's value belongs to fewer steps than a completed one's, so it never outranks it.
         """
+        return list(self._ranked)
+
+    @cached_property
+    def _ranked(self) -> list[Trial]:
         sign = -1.0 if self.maximize else 1.0
         return sorted(
             (t for t in self.trials if t.value is not None),
@@ -75,7 +105,29 @@ class FigureData:
 
     def best(self) -> list[Trial]:
         """At most :data:`N_BEST` completed trials, best first."""
-        return [t for t in self.ranked()[:N_BEST] if t.state is TrialState.COMPLETED]
+        return [t for t in self._ranked[:N_BEST] if t.state is TrialState.COMPLETED]
+
+
+def inferred_space(trials: Sequence[Trial]) -> Space:
+    """The ranges that trials span, for those whose study does not say.
+
+    A parameter that is a number in every trial that has it is a number, on a log scale where it is positive and spans
+    more than two decades; any other is categorical.
+    """
+    seen: dict[str, list[Value]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            seen.setdefault(name, []).append(value)
+    return {name: _inferred(values) for name, values in seen.items()}
+
+
+def _inferred(values: list[Value]) -> Param:
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    if len(numbers) < len(values) or low == high:
+        unlike = {json.dumps(value): value for value in values}
+        return CategoricalParam(type="categorical", choices=list(unlike.values())[:MAX_CHOICES])
+    return FloatParam(type="float", low=low, high=high, log=low > 0 and high > 100 * low)
 
 
 def values_of(trials: Sequence[Trial]) -> Floats:

@@ -57,7 +57,7 @@ def history_figure(data: FigureData) -> go.Figure:
         fig.add_trace(_best_line(data, best))
     fig.update_layout(xaxis={"title": {"text": "trial number"}}, yaxis=values.axis(metric_title(data)))
     title = f"{plain(data.spec.metric.name)} by trial"
-    return finish(fig, title=title, notes=[missing_note(data), note], height=400)
+    return finish(fig, title=title, notes=[missing_note(data), note, data.sample_note], height=400)
 
 
 def improvements(data: FigureData) -> list[Trial]:

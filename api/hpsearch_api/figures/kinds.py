@@ -9,13 +9,26 @@ import plotly.graph_objects as go
 
 from hpsearch.document import unknown
 from hpsearch.errors import InvalidInput, NotFound
+from hpsearch.methods import NoStopping
+from hpsearch.objective import TrainObjective
+from hpsearch.spec import StudySpec
 from hpsearch_api.figures.axis import axis_figure
-from hpsearch_api.figures.curves import curves_figure, trial_figure
+from hpsearch_api.figures.confirming import agreement_figure, finalists_figure
+from hpsearch_api.figures.curves import BY, curves_figure, trial_figure
 from hpsearch_api.figures.data import FigureData
 from hpsearch_api.figures.history import history_figure
+from hpsearch_api.figures.importances import importance_figure
+from hpsearch_api.figures.layers import layers_figure
 from hpsearch_api.figures.map import map_figure
+from hpsearch_api.figures.parallel import parallel_figure
+from hpsearch_api.figures.rungs import rungs_figure
+from hpsearch_api.figures.slices import slice_figure
+from hpsearch_api.figures.work import compute_figure, timeline_figure
 
 Query = Mapping[str, str]
+
+WHERE, HOW, SURE, WORK = "Where the best lies", "How it trained", "How sure it is", "Who worked"
+"""Headings that figures stand under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +39,25 @@ class Kind:
         title: what it shows, as a heading.
         parameters: query parameter → what it means.
         make: builds the figure; the query's names are known, its values are not yet checked.
+        group: the heading under which a page has it.
     """
 
     name: str
     title: str
     parameters: Mapping[str, str]
     make: Callable[[FigureData, Query], go.Figure]
+    group: str = WHERE
+
+
+def shown_kinds(spec: StudySpec) -> list[str]:
+    """The kinds that a page shows of a study: all that may have something to say."""
+    needs = {
+        "rungs": any(not isinstance(stage.early_stopping, NoStopping) for stage in spec.stages),
+        "finalists": any(stage.top is not None for stage in spec.stages),
+        "agreement": any(stage.n_epochs > 1 for stage in spec.stages),
+        "layers": isinstance(spec.objective, TrainObjective),
+    }
+    return [kind for kind in KINDS if needs.get(kind, True)]
 
 
 def make_figure(kind: str, data: FigureData, query: Query | None = None) -> go.Figure:
@@ -66,19 +92,31 @@ def _curves(data: FigureData, query: Query) -> go.Figure:
     number = _whole(query, "trial", low=0, high=2**53)
     columns = _whole(query, "columns", low=1, high=6)
     if number is None:
-        return curves_figure(data, metric=query.get("metric"))
+        by = query.get("by", BY[0])
+        if by not in BY:
+            raise InvalidInput(unknown(by, list(BY), what="colour"))
+        return curves_figure(data, metric=query.get("metric"), by=by)
     if "metric" in query:
         raise InvalidInput("trial shows every metric of one trial: give either trial or metric")
     return trial_figure(data, number=number, columns=columns)
 
 
-def _history(data: FigureData, query: Query) -> go.Figure:  # noqa: ARG001 - has no parameters
-    return history_figure(data)
+def _slice(data: FigureData, query: Query) -> go.Figure:
+    return slice_figure(data, columns=_whole(query, "columns", low=1, high=6))
+
+
+def _layers(data: FigureData, query: Query) -> go.Figure:
+    return layers_figure(data, number=_whole(query, "trial", low=0, high=2**53))
+
+
+def _plainly(make: Callable[[FigureData], go.Figure]) -> Callable[[FigureData, Query], go.Figure]:
+    """A figure that takes no parameters."""
+    return lambda data, _: make(data)
 
 
 def _param(data: FigureData, name: str) -> str:
-    if name not in data.spec.space:
-        raise InvalidInput(unknown(name, list(data.spec.space), what="parameter"))
+    if name not in data.space:
+        raise InvalidInput(unknown(name, list(data.space), what="parameter"))
     return name
 
 
@@ -94,24 +132,35 @@ def _whole(query: Query, name: str, *, low: int, high: int) -> int | None:
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("map", "Map of two parameters", {"x": "a parameter", "y": "another"}, _map),
         Kind(
             "axis",
             "Metric against each parameter",
             {"params": "parameters, separated by commas", "columns": "subplots in a row, 1 to 6"},
             _axis,
         ),
+        Kind("map", "Map of two parameters", {"x": "a parameter", "y": "another"}, _map),
+        Kind("parallel", "Parallel coordinates", {}, _plainly(parallel_figure)),
+        Kind("importance", "Importance of the parameters", {}, _plainly(importance_figure)),
+        Kind("slice", "Slices through the best", {"columns": "subplots in a row, 1 to 6"}, _slice),
+        Kind("history", "Best value so far", {}, _plainly(history_figure), group=HOW),
         Kind(
             "curves",
             "Learning curves",
             {
                 "metric": "what to draw, the study's metric by default",
+                "by": "what the colours tell: stage or verdict",
                 "trial": "every metric of this trial instead",
                 "columns": "of a trial: subplots in a row, 1 to 6",
             },
             _curves,
+            group=HOW,
         ),
-        Kind("history", "Best value so far", {}, _history),
+        Kind("layers", "Layers", {"trial": "of this trial, the best one by default"}, _layers, group=HOW),
+        Kind("rungs", "Stopped early", {}, _plainly(rungs_figure), group=HOW),
+        Kind("finalists", "Finalists", {}, _plainly(finalists_figure), group=SURE),
+        Kind("agreement", "Rank agreement between epoch budgets", {}, _plainly(agreement_figure), group=SURE),
+        Kind("timeline", "Timeline of the workers", {}, _plainly(timeline_figure), group=WORK),
+        Kind("compute", "Compute used", {}, _plainly(compute_figure), group=WORK),
     )
 }
 """Every kind by name, in the order in which a page shows them."""

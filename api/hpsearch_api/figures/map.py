@@ -21,8 +21,11 @@ from hpsearch_api.figures.style import (
     scatter,
     stage_color,
 )
+from hpsearch_api.figures.surrogate import surrogate
 
 MAX_POINTS = 60_000
+N_PLACES = 40
+"""Along each side of the grid that the contour is drawn over."""
 COLORS = ["#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"]
 """Viridis without its darkest eighth, which a black page swallows."""
 
@@ -38,7 +41,7 @@ def map_figure(data: FigureData, *, x: str | None = None, y: str | None = None) 
         x: a parameter of the space; the first one if not given.
         y: another; the next one that is not ``x`` if not given.
     """
-    names = list(data.spec.space)
+    names = list(data.space)
     if len(names) < 2 and y is None:
         fig = finish(go.Figure(), title="Map", notes=["A map needs two parameters; this study has one."], height=300)
         return fig.update_layout(xaxis_visible=False, yaxis_visible=False)
@@ -47,6 +50,7 @@ def map_figure(data: FigureData, *, x: str | None = None, y: str | None = None) 
     across, up = param_scale(data, x), param_scale(data, y)
     shown, note = thin(data.valued(), MAX_POINTS, keep=data.best())
     fig = go.Figure()
+    _add_contour(fig, data, x, y)
     _add_without_value(fig, data, across, up, n_points=len(shown))
     for index, stage in enumerate(data.stage_names):
         trials = [t for t in shown if t.stage == stage]
@@ -60,10 +64,39 @@ def map_figure(data: FigureData, *, x: str | None = None, y: str | None = None) 
         xaxis=across.axis(),
         yaxis=up.axis(),
         coloraxis=_colors(data),
+        meta={"brush": {"x": f"params.{x}", "y": f"params.{y}"}},
         shapes=[box for index in range(len(data.stages)) if (box := _box(data, across, up, index))],
     )
     title = f"{plain(data.spec.metric.name)} over {plain(x)} × {plain(y)}"
-    return finish(fig, title=title, notes=[missing_note(data), note], height=500)
+    return finish(fig, title=title, notes=[missing_note(data), note, data.sample_note], height=500)
+
+
+def _add_contour(fig: go.Figure, data: FigureData, x: str, y: str) -> None:
+    """Lines of equal height of the surrogate, the other parameters as in the best trial."""
+    found = surrogate(data)
+    if found is None or x not in found.names or y not in found.names:
+        return
+    units = np.linspace(0, 1, N_PLACES)
+    across, up = np.meshgrid(units, units)
+    places = found.along(x, across.ravel())
+    places[:, found.names.index(y)] = up.ravel()
+    middle, _, _ = found.predict(places)
+    fig.add_trace(
+        go.Contour(
+            x=found.values(x, units),
+            y=found.values(y, units),
+            z=middle.reshape(N_PLACES, N_PLACES),
+            name="surrogate",
+            showscale=False,
+            colorscale=[[0, NEUTRAL], [1, NEUTRAL]],
+            contours={"coloring": "lines", "showlabels": True, "labelfont": {"size": 10, "color": NEUTRAL}},
+            ncontours=12,
+            line={"width": 1},
+            opacity=0.55,
+            hoverinfo="skip",
+            showlegend=True,
+        )
+    )
 
 
 def _stage_points(

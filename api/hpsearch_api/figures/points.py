@@ -23,8 +23,8 @@ def customdata(data: FigureData, trials: Sequence[Trial]) -> npt.NDArray[Any] | 
     Returns:
         an (n, 3 + p) array of floats where every parameter is a number, which travels as bytes; else lists.
     """
-    names = list(data.spec.space)[:MAX_HOVER_PARAMS]
-    if any(isinstance(data.spec.space[name], CategoricalParam) for name in names):
+    names = list(data.space)[:MAX_HOVER_PARAMS]
+    if any(isinstance(data.space[name], CategoricalParam) for name in names):
         return [[t.number, t.step, t.value, *(_cell(t.params.get(name)) for name in names)] for t in trials]
     columns: list[npt.NDArray[Any]] = [
         numbers_of(trials),
@@ -44,9 +44,9 @@ def hover(data: FigureData, stage: str, *, line: str | None = None) -> str:
     """A hover template for rows of :func:`customdata`; ``line`` stands in place of the value."""
     lines = [f"<b>trial %{{customdata[0]}}</b> · {plain(stage)}"]
     lines.append(line or f"<b>{plain(data.spec.metric.name)} %{{customdata[2]:.4~g}}</b> at step %{{customdata[1]}}")
-    names = list(data.spec.space)
+    names = list(data.space)
     for i, name in enumerate(names[:MAX_HOVER_PARAMS], start=3):
-        number = not isinstance(data.spec.space[name], CategoricalParam)
+        number = not isinstance(data.space[name], CategoricalParam)
         lines.append(f"{plain(name)} %{{customdata[{i}]{':.3~g' if number else ''}}}")
     if len(names) > MAX_HOVER_PARAMS:
         lines.append(f"and {len(names) - MAX_HOVER_PARAMS} more")

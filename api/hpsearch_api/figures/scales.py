@@ -40,7 +40,9 @@ class ParamScale:
     def column(self, trials: Sequence[Trial]) -> npt.NDArray[Any]:
         """The trials' values of this parameter: numbers, or labels where it is categorical."""
         if self.labels:
-            return np.array([label(t.params.get(self.name)) for t in trials], dtype=object)
+            return np.array(
+                [label(p[self.name]) if self.name in (p := t.params) else None for t in trials], dtype=object
+            )
         return np.array([_float(t.params.get(self.name)) for t in trials], dtype=np.float64)
 
     def axis(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class ParamScale:
 
 def param_scale(data: FigureData, name: str) -> ParamScale:
     """The scale of a parameter of the study's space."""
-    own = data.spec.space[name]
+    own = data.space[name]
     spaces: list[Param] = [own, *(s.space[name] for s in data.stages if name in s.space)]
     if isinstance(own, CategoricalParam):
         choices = [c for param in spaces if isinstance(param, CategoricalParam) for c in param.choices]

@@ -88,3 +88,66 @@ def bar(counts: dict[str, int], planned: int) -> list[tuple[str, float, float]]:
             pieces.append((state, round(start, 3), round(width, 3)))
             start += width
     return pieces
+
+
+def fixed(number: float | None) -> str:
+    """A share or correlation with two digits: ``0.93``."""
+    return "–" if number is None else f"{number:.2f}".replace("-", "−")
+
+
+def editable(number: float) -> str:
+    """A range's end as a user would type it: short where that is exact, else every digit."""
+    text = compact(number)
+    return text if float(text) == number else repr(number)
+
+
+def change(ends: dict[str, list[Any]]) -> str:
+    """What a stage changes of a range: ``high 1e-3 → 3.16e-2``."""
+    return ", ".join(
+        f"{end} {' → '.join(compact(value) for value in pair)}" if end in ("low", "high") else f"{end} changed"
+        for end, pair in ends.items()
+    )
+
+
+def widest(own: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each parameter of a space with the widest range that any stage gives it, for bars that share one scale."""
+    found = {}
+    for name, param in own.items():
+        spaces = [param, *(stage["space"][name] for stage in stages if name in stage["space"])]
+        numeric = [p for p in spaces if p["type"] != "categorical"]
+        found[name] = param
+        if numeric and param["type"] != "categorical":
+            found[name] = {**param, "low": min(p["low"] for p in numeric), "high": max(p["high"] for p in numeric)}
+    return found
+
+
+def methods(stage: dict[str, Any]) -> str:
+    """How a stage finds its trials, and which it stops early: ``tpe, asha``."""
+    named = [
+        value if isinstance(value, str) else value["name"] for value in (stage["sampler"], stage["early_stopping"])
+    ]
+    found = "finalists" if stage.get("top") else named[0]
+    return found if named[1] == "none" else f"{found}, {named[1]}"
+
+
+def stop_text(stop: dict[str, Any], metric: dict[str, Any]) -> str:
+    """When a study ends itself."""
+    rules = []
+    if stop["target"] is not None:
+        sign = "≥" if metric["direction"] == "maximize" else "≤"
+        rules.append(f"{metric['name']} {sign} {compact(stop['target'])}")
+    if stop["seconds"] is not None:
+        rules.append(f"{duration(stop['seconds'])} have passed")
+    if stop["epochs"] is not None:
+        rules.append(f"{plural(stop['epochs'], 'epoch')} are trained")
+    if stop["no_improvement"] is not None:
+        rules.append(f"{plural(stop['no_improvement'], 'trial')} bring nothing better")
+    return "once " + ", or ".join(rules) if rules else "with its last stage"
+
+
+def took(study: dict[str, Any]) -> float | None:
+    """Seconds from a study's submission to its end."""
+    if study["ended_at"] is None:
+        return None
+    ended, created = (datetime.fromisoformat(study[key]) for key in ("ended_at", "created_at"))
+    return (ended - created).total_seconds()

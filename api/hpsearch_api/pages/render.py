@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpsearch_api.pages import formats
+from hpsearch_api.pages.table import range_text
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -29,6 +30,12 @@ POLICY = (
 )
 # Plotly compiles its WebGL drawing with the Function constructor: without this, many points stay invisible.
 POLICY_WITH_FIGURES = f"{POLICY} 'unsafe-eval'"
+
+FILTERS = (
+    "bar", "change", "count", "duration", "editable", "extent", "fixed", "methods", "moment", "place", "plural",
+    "range_text", "stop_text", "took", "value",
+)  # fmt: skip
+"""Functions of :mod:`~hpsearch_api.pages.formats` that templates use."""
 
 
 def render(template: str, *, status: int = 200, figures: bool = False, **values: Any) -> HTMLResponse:
@@ -67,7 +74,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"static": static_url, "app_version": version("hpsearch")}
-    for name in ("count", "plural", "value", "duration", "moment", "range_text", "place", "extent", "bar"):
+    environment.filters["range_query"] = range_text
+    for name in FILTERS:
         environment.filters[name] = getattr(formats, name)
     environment.filters["segment"] = _segment
     return environment

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +17,7 @@ from hpsearch.verdicts import NAMES
 
 PAGE_SIZES = (25, 50, 100, 250)
 MAX_PARAM_COLUMNS = 16
+MAX_RANGES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Table:
     verdict: str | None = None
     limit: int = PAGE_SIZES[0]
     after: str | None = None
+    within: tuple[tuple[str, float, float], ...] = ()
 
     def query(self) -> TrialQuery:
         """What to ask of the store."""
@@ -48,6 +51,7 @@ class Table:
             stage=self.stage,
             states=states,
             verdict=self.verdict,
+            within=self.within,
             sort=self.sort,
             limit=self.limit,
             after=self.after,
@@ -57,7 +61,12 @@ class Table:
         """The query string of this table with something changed; a change begins at the first page again."""
         table = replace(self, **({"after": None} | changes))
         shown = {name: getattr(table, name) for name in ("stage", "state", "verdict", "sort", "limit", "after")}
-        return "?" + urlencode({name: value for name, value in shown.items() if value is not None})
+        shown["within"] = [range_text(given) for given in table.within]
+        return "?" + urlencode({name: value for name, value in shown.items() if value is not None}, doseq=True)
+
+    def without(self, given: tuple[str, float, float]) -> str:
+        """The query string of this table without one of its ranges."""
+        return self.address(within=tuple(each for each in self.within if each != given))
 
     def order(self, column: Column) -> str:
         """Value of ``aria-sort`` for a column."""
@@ -72,14 +81,14 @@ class Table:
 
     def matching(self, stages: list[dict[str, Any]]) -> int | None:
         """How many trials there are on all pages, from the stages' counts; None where those do not tell."""
-        if self.verdict is not None:
+        if self.verdict is not None or self.within:
             return None
         chosen = [stage["counts"] for stage in stages if self.stage in (None, stage["name"])]
         return sum(int(n) for counts in chosen for state, n in counts.items() if self.state in (None, state))
 
 
-def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
-    """The table that an address asks for; the best trials first if it does not say.
+def read_table(spec: StudySpec, query: Mapping[str, str], ranges: Sequence[str] = ()) -> Table:
+    """The table that an address asks for; the best trials first if it does not say. ``ranges``: every ``within``.
 
     Raises:
         InvalidInput: an unknown state, or a page size that is none.
@@ -113,4 +122,30 @@ def read_table(spec: StudySpec, query: Mapping[str, str]) -> Table:
         verdict=verdict,
         limit=int(size),
         after=query.get("after") or None,
+        within=_ranges(ranges, query),
     )
+
+
+def range_text(given: tuple[str, float, float]) -> str:
+    """A range as an address has it: ``params.lr:1e-05:0.001``."""
+    key, low, high = given
+    return f"{key}:{low!r}:{high!r}"
+
+
+def _ranges(texts: Sequence[str], query: Mapping[str, str]) -> tuple[tuple[str, float, float], ...]:
+    found = {}
+    if query.get("range_of"):
+        low, high = query.get("range_low") or "-1e308", query.get("range_high") or "1e308"
+        texts = [*texts, f"{query['range_of']}:{low}:{high}"]
+    for text in texts:
+        key, low, high = (["", "", "", *text.rsplit(":", 2)])[-3:]
+        try:
+            ends = (float(low), float(high))
+        except ValueError:
+            ends = (math.nan, math.nan)
+        if not all(map(math.isfinite, ends)):
+            raise InvalidInput(f"within {text!r} is no range: give NAME:LOW:HIGH, such as params.lr:1e-5:1e-3")
+        found[key] = ends
+    if len(found) > MAX_RANGES:
+        raise InvalidInput(f"{len(found)} ranges are too many: give at most {MAX_RANGES}")
+    return tuple((key, *ends) for key, ends in found.items())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
 from hpsearch.store import WorkerHello
 from hpsearch.trial import Report, Result, TrialState
@@ -26,10 +28,13 @@ from hpsearch_api.models import (
 router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
 
 
+def _answer(document: dict[str, Any]) -> Response:
+    """A document of ours as it is: checking it against its model once more takes longer than writing it."""
+    return JSONResponse(document)
+
+
 @router.post("/leases", response_model=Leases)
-async def lease(
-    body: LeaseRequest, request: Request, coordinator: TheCoordinator, changes: TheChanges
-) -> dict[str, Any]:
+async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinator, changes: TheChanges) -> Response:
     """Lease trials, first what this worker still holds; waits up to `wait_seconds` for something to do."""
     hello = WorkerHello(body.worker, body.session, dict(body.info))
     deadline = time.monotonic() + body.wait_seconds
@@ -38,29 +43,31 @@ async def lease(
         if body.kinds and "preflight" in body.kinds:
             claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
             if claimed is not None:
-                return {"leases": [], "preflights": [views.preflight_lease(*claimed)]}
+                return _answer({"leases": [], "preflights": [views.preflight_lease(*claimed)]})
         assignments = await run_in_threadpool(
             coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
         )
         left = deadline - time.monotonic()
         if assignments or left <= 0 or changes.closing or await request.is_disconnected():
             seconds = coordinator.lease_ttl.total_seconds()
-            return {"leases": [views.lease_view(assignment, seconds) for assignment in assignments]}
+            found = [views.lease_view(assignment, seconds) for assignment in assignments]
+            return _answer({"leases": found, "preflights": []})
         await changes.wait(bell, left)
 
 
 @router.post("/leases/report", response_model=Decisions)
-def report(body: ReportRequest, coordinator: TheCoordinator) -> dict[str, Any]:
+def report(body: ReportRequest, coordinator: TheCoordinator) -> Response:
     """Keep metrics and renew leases; the answer says for each trial to continue, stop or abandon."""
     reports = [Report(r.token, r.step, r.metrics) for r in body.reports]
-    return {"decisions": coordinator.report(body.worker, reports)}
+    decisions = coordinator.report(body.worker, reports)
+    return _answer({"decisions": [{"token": d.token, "action": d.action, "reason": d.reason} for d in decisions]})
 
 
 @router.post("/leases/finish", response_model=Outcomes)
-def finish(body: FinishRequest, coordinator: TheCoordinator) -> dict[str, Any]:
+def finish(body: FinishRequest, coordinator: TheCoordinator) -> Response:
     """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
     results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
-    return {"outcomes": coordinator.finish(body.worker, results)}
+    return _answer({"outcomes": [asdict(outcome) for outcome in coordinator.finish(body.worker, results)]})
 
 
 @router.post("/leases/release", response_model=Outcomes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from datetime import timedelta
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from hpsearch.errors import NotFound
 from hpsearch.study import Study
 from hpsearch.trial import TrialState
 from hpsearch.verdicts import NAMES
-from hpsearch_api.deps import TheCoordinator, TheStudy, check_text
-from hpsearch_api.figures import KINDS
-from hpsearch_api.pages import part, render
+from hpsearch_api.deps import TheCoordinator, TheMemory, TheStudy, check_text
+from hpsearch_api.figures import KINDS, shown_kinds
+from hpsearch_api.pages import board, part, render
 from hpsearch_api.pages.render import STATIC
 from hpsearch_api.pages.table import PAGE_SIZES, read_table
-from hpsearch_api.views import preflight_view, study_view, trial_detail, trial_view, worker_view
+from hpsearch_api.views import study_view, trial_detail, trial_view, worker_view
 
 router = APIRouter(include_in_schema=False)
 
@@ -46,23 +47,34 @@ def studies_part(coordinator: TheCoordinator, after: str | None = None) -> HTMLR
 
 
 @router.get("/studies/{name}", response_class=HTMLResponse)
-def study_page(request: Request, coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
+def study_page(request: Request, coordinator: TheCoordinator, memory: TheMemory, study: TheStudy) -> HTMLResponse:
     """One study: what it found, how far it is, its figures, its trials."""
-    view = study_view(coordinator, study)
-    table = _trials(request, coordinator, study, view)
-    return render("study.html", figures=True, kinds=list(KINDS.values()), checks=_checks(coordinator, study), **table)
+    shown = _board(coordinator, memory, study, wait=False)
+    table = _trials(request, coordinator, study, shown["study"])
+    kinds = [KINDS[kind] for kind in shown_kinds(study.spec)]
+    groups = [(group, list(found)) for group, found in groupby(kinds, key=lambda kind: kind.group)]
+    return render("study.html", figures=True, groups=groups, **(shown | table))
+
+
+@router.get("/studies/{name}/figures/{kind}", response_class=HTMLResponse)
+def figure_page(request: Request, coordinator: TheCoordinator, study: TheStudy, kind: str) -> HTMLResponse:
+    """One figure alone, as its address says."""
+    if kind not in KINDS:
+        raise NotFound("figure", kind)
+    view = study_view(coordinator, study, flags=False)
+    return render("figure.html", figures=True, study=view, kind=KINDS[kind], chosen=dict(request.query_params))
 
 
 @router.get("/studies/{name}/parts/summary", response_class=HTMLResponse)
-def summary_part(coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
-    """Headline, progress, stages and flags."""
-    return part("summary.html", study=study_view(coordinator, study), checks=_checks(coordinator, study))
+def summary_part(coordinator: TheCoordinator, memory: TheMemory, study: TheStudy) -> HTMLResponse:
+    """Headline, progress, flags, proposals, stages, analysis."""
+    return part("summary.html", **_board(coordinator, memory, study, wait=True))
 
 
 @router.get("/studies/{name}/parts/trials", response_class=HTMLResponse)
 def trials_part(request: Request, coordinator: TheCoordinator, study: TheStudy) -> HTMLResponse:
     """One page of the table of trials."""
-    return part("trials.html", **_trials(request, coordinator, study, study_view(coordinator, study)))
+    return part("trials.html", **_trials(request, coordinator, study, study_view(coordinator, study, flags=False)))
 
 
 @router.get("/studies/{name}/trials/{number}", response_class=HTMLResponse)
@@ -130,9 +142,8 @@ def _plotly_script(*, packed: bool) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if packed else data
 
 
-def _checks(coordinator: TheCoordinator, study: Study) -> list[dict[str, Any]]:
-    checks: list[dict[str, Any]] = preflight_view(coordinator.store.preflight(study.id))["items"]
-    return checks
+def _board(coordinator: TheCoordinator, memory: TheMemory, study: Study, *, wait: bool) -> dict[str, Any]:
+    return {**board.board(coordinator, memory, study, wait=wait), "kinds": shown_kinds(study.spec)}
 
 
 def _studies(coordinator: TheCoordinator, after: str | None) -> dict[str, Any]:
@@ -144,7 +155,8 @@ def _studies(coordinator: TheCoordinator, after: str | None) -> dict[str, Any]:
 
 def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: dict[str, Any]) -> dict[str, Any]:
     query = {name: check_text(text, f"query.{name}") for name, text in request.query_params.items()}
-    table = read_table(study.spec, query)
+    ranges = [check_text(text, "query.within") for text in request.query_params.getlist("within")]
+    table = read_table(study.spec, query, ranges)
     page = coordinator.store.trials(study.id, table.query())
     return {
         "study": view,
@@ -163,7 +175,7 @@ def _trial(coordinator: TheCoordinator, study: Study, number: str) -> dict[str, 
         raise NotFound("trial", number)
     trial = coordinator.store.trial(study.id, int(number))
     view = trial_detail(trial, coordinator.store.attempts(study.id, trial.number))
-    overview = study_view(coordinator, study)
+    overview = study_view(coordinator, study, flags=False)
     space = next((s["space"] for s in overview["stages"] if s["name"] == trial.stage), overview["spec"]["space"])
     return {"study": overview, "trial": view, "space": space}
 

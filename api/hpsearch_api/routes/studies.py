@@ -14,7 +14,7 @@ from hpsearch.spec import StudySpec, parse_study
 from hpsearch.study import StudyState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, check_text
-from hpsearch_api.models import Accepted, BestView, ChecksRequest, FlagView, Items, PreflightView, StageView, StudyView
+from hpsearch_api.models import Accepted, BestView, ChecksRequest, Items, PreflightView, StudyView
 
 router = APIRouter(prefix="/api/v1/studies", tags=["studies"], responses=PROBLEMS)
 
@@ -101,20 +101,6 @@ def cancel(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
 def delete(name: StudyName, coordinator: TheCoordinator) -> None:
     """Remove this study and all that belongs to it. There is no way back: export first."""
     coordinator.delete(name)
-
-
-@router.get("/{name}/stages", response_model=Items[StageView])
-def list_stages(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
-    """The stages opened so far, with their spaces, parents and differences."""
-    study = coordinator.store.study(name)
-    return {"items": [views.stage_view(stage) for stage in coordinator.store.stages(study.id)], "next": None}
-
-
-@router.get("/{name}/flags", response_model=Items[FlagView])
-def list_flags(name: StudyName, coordinator: TheCoordinator) -> dict[str, Any]:
-    """Borders at which the best trials lie, the latest stage first."""
-    study = coordinator.store.study(name)
-    return {"items": coordinator.insights.flags(study, coordinator.store.stages(study.id)), "next": None}
 
 
 @router.get("/{name}/preflight", response_model=PreflightView)

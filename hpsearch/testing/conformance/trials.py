@@ -204,6 +204,21 @@ class Trials(Base):
         assert numbers(stage="coarse", states=(TrialState.FAILED,)) == [5]
         assert numbers(stage="fine") == numbers(stage="nobody") == numbers(states=(TrialState.PRUNED,)) == []
 
+    def test_a_sample_and_ranges(self, store: Store) -> None:
+        study = self.create(store, trials=7)
+        params: list[Params] = [{"lr": n / 8} for n in range(1, 8)]
+        store.add_trials(self.stage(store, study).id, 0, params, now=T0)
+
+        def numbers(**query: Any) -> list[int]:
+            return [trial.number for trial in store.trials(study.id, TrialQuery(**query)).items]
+
+        assert numbers(every=3) == [0, 3, 6]
+        assert numbers(within=(("params.lr", 0.25, 0.5),)) == [1, 2, 3]
+        assert numbers(within=(("params.lr", 0.25, 0.5),), every=2, sort="-params.lr") == [2]
+        assert numbers(within=(("value", 0.0, 1.0),)) == [], "none has a value"
+        with pytest.raises(InvalidInput, match="wrong"):
+            numbers(within=(("params.wrong", 0.0, 1.0),))
+
     def test_a_page_goes_on_while_trials_are_added(self, store: Store) -> None:
         study = self.create(store, trials=9, queued=3)
         page = store.trials(study.id, TrialQuery(limit=2))

@@ -26,14 +26,14 @@ class Residual(Layer):
 
     def forward(self, inputs: torch.Tensor, kind: Pass) -> torch.Tensor:
         """(batch, K, channels, height, width) → what both paths make of it."""
-        return run(self._main, inputs, kind) + run(self._shortcut, inputs, kind)
+        return run(self._main, inputs, kind).add_(run(self._shortcut, inputs, kind))
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """The sum of what both paths pass back."""
         main, shortcut = run_back(self._main, gradient), run_back(self._shortcut, gradient)
         assert main is not None
         assert shortcut is not None
-        return main + shortcut
+        return main.add_(shortcut)
 
     def place(self, path: str) -> None:
         """``path.main.0`` … and ``path.shortcut.0`` …"""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hpsearch.objective import TrainObjective
 from hpsearch.training.preflight.check import Check
-from hpsearch.training.preflight.probe import Trained, scores, train
+from hpsearch.training.preflight.probe import Bench, Trained, scores, train
 from hpsearch.training.preflight.setup import Setup
 
 LADDER_STEPS = 50
@@ -22,6 +21,9 @@ INSIDE = 7
 
 OUTSIDE = 4
 """Rates beyond either end, a factor of ten apart."""
+
+IMAGE_RATES = (5, 2)
+"""The same for convolutional nets, which are slow: enough to see that the best rate lies outside (:data:`FAR`)."""
 
 EVERYWHERE = (-9, 4)
 """Powers of ten, the last not included: rates of all optimisers on inputs from 0.01 to 1,000 lie within."""
@@ -40,10 +42,15 @@ FAR = 10.0
 
 OVERFIT_SAMPLES, OVERFIT_STEPS = 20, 400
 
+OVERFIT_DIVISORS = (1, 3, 10, 100, 1000)
+
 FITTED = 0.01
 """A regression has fitted its samples when this share of its starting loss is left."""
 
 LABEL_STEPS = 300
+
+FITTED_SAMPLES = 500
+"""Of the training split, on which ``labels`` asks what was learned: enough for a limit of :data:`LEARNED`."""
 
 SIGMAS = 3.0
 """A validation accuracy so many standard errors over chance is no chance (one in 700)."""
@@ -59,9 +66,10 @@ class Ladder:
     Attributes:
         rates: ascending.
         losses: late loss of each; non-finite or large where it exploded.
-        start: the loss before.
+        start: the loss without training.
         low, high: ends of the study's range; equal if the rate is fixed.
         steps: minibatches per rate.
+        little: share of the start below which the loss has barely moved.
     """
 
     rates: list[float]
@@ -70,6 +78,7 @@ class Ladder:
     low: float
     high: float
     steps: int = LADDER_STEPS
+    little: float = BARELY
 
     def exploded(self, k: int) -> bool:
         """Whether the k-th rate threw the loss up."""
@@ -77,11 +86,11 @@ class Ladder:
 
     def barely(self, k: int) -> bool:
         """Whether the k-th rate hardly moved the loss."""
-        return not self.exploded(k) and self.losses[k] > (1 - BARELY) * self.start
+        return not self.exploded(k) and self.losses[k] > (1 - self.little) * self.start
 
     def useful(self) -> list[float]:
         """The rates at which the loss fell."""
-        return [rate for k, rate in enumerate(self.rates) if self.losses[k] <= (1 - BARELY) * self.start]
+        return [rate for k, rate in enumerate(self.rates) if self.losses[k] <= (1 - self.little) * self.start]
 
     @property
     def inside(self) -> list[int]:
@@ -102,7 +111,9 @@ def ladder(setup: Setup) -> Ladder:
 
     Where none of them lowers the loss, all decades of :data:`EVERYWHERE` are tried as well.
     """
-    return climb(*setup.ends("optimizer.lr"), lambda rates, low, high: _try(setup, rates, low, high))
+    inside, outside = IMAGE_RATES if setup.on_images else (INSIDE, OUTSIDE)
+    low, high = setup.ends("optimizer.lr")
+    return climb(low, high, lambda rates, *ends: _try(setup, rates, *ends), inside=inside, outside=outside)
 
 
 def climb(
@@ -126,9 +137,12 @@ def climb(
 
 def _try(setup: Setup, rates: list[float], low: float, high: float) -> Ladder:
     reg, _ = setup.ends("regularization.l2")
-    objectives = [setup.plain({"lr": rate, "reg": reg}) for rate in rates]
-    trained = train(setup.train, objectives, steps=LADDER_STEPS, batch_size=setup.objective.batch_size)
-    return Ladder(rates, trained.late().tolist(), float(trained.losses[0].mean()), low, high)
+    # The first trains as good as nothing: what the loss of the same minibatches is without training.
+    objectives = [setup.plain({"lr": rate, "reg": reg}) for rate in (TINY, *rates)]
+    trained = train(setup.train, objectives, steps=LADDER_STEPS, batch_size=setup.batch_size)
+    start, *late = trained.late().tolist()
+    n_steps = len(trained.losses)
+    return Ladder(rates, late, start, low, high, n_steps, BARELY * n_steps / LADDER_STEPS)
 
 
 def _geometric(low: float, high: float, n: int) -> list[float]:
@@ -166,29 +180,59 @@ def lr_range(seen: Ladder) -> Check:
     return Check(name, "pass", f"The learning rate {lr} is useful: {region}.", numbers)
 
 
-def overfit(setup: Setup, lr: float) -> Check:
-    """Whether 20 samples can be learned by heart without regularisation (cs231n, "Sanity checks")."""
-    name = f"overfit_{OVERFIT_SAMPLES}"
+def overfit(setup: Setup, lr: float) -> tuple[Check, float]:
+    """Whether 20 samples can be learned by heart without regularisation (cs231n, "Sanity checks"), and the best rate.
+
+    Rates down to a thousandth of ``lr`` are tried: in the few steps of a slow model's ladder one that kills all units
+    may look best, for the loss at chance can be less than that at the start.
+    """
+    rates = [lr / divisor for divisor in OVERFIT_DIVISORS]
     bench = setup.train.head(OVERFIT_SAMPLES)
-    objectives = _around(setup, lr)
-    trained = train(bench, objectives, steps=OVERFIT_STEPS, batch_size=OVERFIT_SAMPLES)
-    advice = "the model, its initialisation or the learning rate is at fault; mend it before spending any budget"
-    if not setup.is_classifier:
-        left = _least(trained.losses[-1]) / float(trained.losses[0].mean())
-        seen = f"Of the loss on {len(bench.targets)} samples {left:.2%} is left after {len(trained.losses)} steps"
+    enough = _all_right(setup, len(bench.targets))
+    objectives = [setup.plain({"lr": rate}) for rate in rates]
+    trained = train(bench, objectives, steps=OVERFIT_STEPS, batch_size=OVERFIT_SAMPLES, enough=enough or -math.inf)
+    return _fitted(bench, trained, enough), rates[trained.best]
+
+
+def _fitted(bench: Bench, trained: Trained, enough: float | None) -> Check:
+    name = f"overfit_{OVERFIT_SAMPLES}"
+    least, n_steps = _least(trained.losses[-1]), len(trained.losses)
+    if enough is None:
+        left = least / float(trained.losses[0].mean())
+        seen = f"Of the loss on {len(bench.targets)} samples {left:.2%} is left after {n_steps} steps"
         if left <= FITTED:
             return Check(name, "pass", f"{seen}.", {"loss_left": left})
-        return Check(name, "fail", f"{seen}: {advice}.", {"loss_left": left})
-    accuracy = float(_accuracies(trained, bench.samples, bench.targets, training=True).max())
-    numbers = {"accuracy": accuracy, "loss": _least(trained.losses[-1]), "steps": float(len(trained.losses))}
+        return _not_fitted(seen, trained, {"loss_left": left})
+    measured = _accuracies(trained, bench.samples, bench.targets, training=True).max()
+    accuracy = 1.0 if least <= enough else float(measured)
+    numbers = {"accuracy": accuracy, "loss": least, "steps": float(n_steps)}
     if accuracy == 1:
         return Check(name, "pass", f"{len(bench.targets)} samples are fitted to accuracy 1.0.", numbers)
-    seen = f"The model fits {accuracy:.0%} of {len(bench.targets)} samples in {len(trained.losses)} steps"
+    seen = f"The model fits {accuracy:.0%} of {len(bench.targets)} samples in {n_steps} steps"
+    return _not_fitted(seen, trained, numbers)
+
+
+def _all_right(setup: Setup, n_samples: int) -> float | None:
+    """A mean loss at which not one of the samples can be wrong, for that one alone would cost more; None for ``mse``.
+
+    A wrong sample costs at least ln 2 (its class has a probability of at most one half), or the margin.
+    """
+    match setup.objective.loss.kind:
+        case "softmax":
+            return 0.99 * math.log(2) / n_samples
+        case "hinge":
+            return 0.99 * setup.objective.loss.margin / n_samples
+        case "mse":
+            return None
+
+
+def _not_fitted(seen: str, trained: Trained, numbers: dict[str, float]) -> Check:
+    name = f"overfit_{OVERFIT_SAMPLES}"
+    if len(trained.losses) < OVERFIT_STEPS and trained.falling():
+        message = f"{seen}, all that time allowed, and the loss was still falling: see whether it gets there."
+        return Check(name, "warn", message, numbers)
+    advice = "the model, its initialisation or the learning rate is at fault; mend it before spending any budget"
     return Check(name, "fail", f"{seen}: {advice}.", numbers)
-
-
-def _around(setup: Setup, lr: float) -> list[TrainObjective]:
-    return [setup.plain({"lr": rate}) for rate in (lr / 10, lr / 3, lr)]
 
 
 def _least(losses: torch.Tensor) -> float:
@@ -208,24 +252,22 @@ def labels(setup: Setup, lr: float) -> Check:
     Validation accuracy is compared with that of predictions that are as frequent but know nothing, Σ_c p(c) q(c) of the
     shares of class c among predictions and labels (the chance term of Cohen's kappa, 1960).
     """
-    objectives = _around(setup, lr)
-    trained = train(setup.train, objectives, steps=LABEL_STEPS, batch_size=setup.objective.batch_size)
+    objectives = [setup.plain({"lr": rate}) for rate in (lr / 3, lr)]
+    trained = train(setup.train, objectives, steps=LABEL_STEPS, batch_size=setup.batch_size)
+    trained.model.keep(torch.tensor([trained.best], device=setup.train.device))
     if not setup.is_classifier:
         return _carried_over(setup, trained)
-    fitted = _accuracies(trained, setup.train.samples, setup.train.targets)
-    predicted = scores(trained.model, setup.validation.samples).argmax(1)  # (K, n)
+    fitted = setup.train.head(FITTED_SAMPLES)
+    predicted = scores(trained.model, setup.validation.samples)[0].argmax(0)  # (n,)
     targets = setup.validation.targets
-    accuracy = (predicted == targets).double().mean(1)
-    n_classes = setup.train.n_outputs
-    shares = torch.stack([torch.bincount(row, minlength=n_classes) for row in predicted]).double() / len(targets)
-    chance = shares @ (torch.bincount(targets, minlength=n_classes).double() / len(targets))
-    sigmas = (accuracy - chance) / (chance * (1 - chance) / len(targets)).clamp_min(1e-12).sqrt()
-    k = int(sigmas.argmax())
+    accuracy = float((predicted == targets).double().mean())
+    counts = [torch.bincount(t, minlength=setup.train.n_outputs).double() for t in (predicted, targets)]
+    chance = float(counts[0] @ counts[1]) / len(targets) ** 2
     numbers = {
-        "train_accuracy": float(fitted.max()),
-        "val_accuracy": float(accuracy[k]),
-        "chance_accuracy": float(chance[k]),
-        "sigmas": float(sigmas[k]),
+        "train_accuracy": float(_accuracies(trained, fitted.samples, fitted.targets)[0]),
+        "val_accuracy": accuracy,
+        "chance_accuracy": chance,
+        "sigmas": (accuracy - chance) / math.sqrt(max(chance * (1 - chance) / len(targets), 1e-12)),
     }
     if numbers["sigmas"] >= SIGMAS:
         return Check("labels", "pass", "What is learned carries over to the validation split.", numbers)
@@ -235,7 +277,7 @@ def labels(setup: Setup, lr: float) -> Check:
             f"split ({numbers['val_accuracy']:.1%}): the labels look shuffled; check that they belong to their samples."
         )
         return Check("labels", "warn", message, numbers)
-    message = f"Little is learned in {LABEL_STEPS} minibatches, so the labels cannot be judged: check them by hand."
+    message = f"Little is learned in {len(trained.losses)} minibatches, so the labels cannot be judged: check them."
     return Check("labels", "warn", message, numbers)
 
 
@@ -255,5 +297,5 @@ def _carried_over(setup: Setup, trained: Trained) -> Check:
             "validation split: they look shuffled; check that they belong to their samples."
         )
         return Check("labels", "warn", message, explained)
-    message = f"Little is learned in {LABEL_STEPS} minibatches, so the targets cannot be judged: check them by hand."
+    message = f"Little is learned in {len(trained.losses)} minibatches, so the targets cannot be judged: check them."
     return Check("labels", "warn", message, explained)

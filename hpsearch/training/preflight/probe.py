@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ def plain(objective: TrainObjective, params: Params) -> TrainObjective:
     """The objective with ``params`` and :data:`PLAIN` set, and without dropout."""
     dropout: Params = {"model.dropout": 0.0} if hasattr(objective.model, "dropout") else {}
     return objective.with_params({**PLAIN, **dropout, **params})
+
+
+FALLING = 0.95
+"""Of the mean loss of one quarter of the steps to that of the next, below which it is falling."""
+
+SECONDS = 1.25
+"""After which a probe of a slow model stops early."""
+
+LEAST_STEPS = 15
+"""Momentum takes about ten steps to get going."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,25 @@ class Trained:
 
     def late(self) -> torch.Tensor:
         """(K,) mean loss over the last quarter of the steps."""
-        return self.losses[-max(1, len(self.losses) // 4) :].mean(0)
+        return self.losses[-self._quarter :].mean(0)
+
+    def falling(self) -> bool:
+        """Whether any member's loss was still falling."""
+        before = self.losses[-2 * self._quarter : -self._quarter].mean(0)
+        return bool((self.late() < FALLING * before).any())
+
+    @property
+    def best(self) -> int:
+        """The member of the lowest late loss."""
+        return int(self.late().nan_to_num(math.inf).argmin())
+
+    @property
+    def _quarter(self) -> int:
+        return max(1, len(self.losses) // 4)
 
 
 def train(
-    bench: Bench, objectives: Sequence[TrainObjective], *, steps: int, batch_size: int, seconds: float = 2.0
+    bench: Bench, objectives: Sequence[TrainObjective], *, steps: int, batch_size: int, enough: float = -math.inf
 ) -> Trained:
     """Train K objectives on the samples of a bench, in an order that its seed gives.
 
@@ -96,7 +121,9 @@ def train(
         objectives: of one shape and one kind of optimiser, usually from :func:`plain`.
         steps: minibatches at most.
         batch_size: at most all samples.
-        seconds: after which a slow model stops early, but never before a tenth of the steps.
+        enough: a member's loss of a minibatch at which all stop.
+
+    A slow model stops after :data:`SECONDS`, but never before a tenth of the steps and :data:`LEAST_STEPS`.
     """
     model, loss = bench.model(objectives), build_loss(objectives, bench.device)
     optimiser = build_optimiser(objectives, model.parameters, epochs=1, steps_per_epoch=steps, device=bench.device)
@@ -106,7 +133,7 @@ def train(
     order = torch.randperm(n_samples, generator=generator)
     losses: list[torch.Tensor] = []
     model.begin_epoch(1)
-    end, at = time.monotonic() + seconds, 0
+    end, at = time.monotonic() + SECONDS, 0
     for step in range(steps):
         if at + batch_size > n_samples:
             order, at = torch.randperm(n_samples, generator=generator), 0
@@ -118,7 +145,7 @@ def train(
         optimiser.begin()
         model.backward(scored.gradient.mul_(optimiser.scale / batch_size))
         optimiser.apply()
-        if time.monotonic() > end and step >= steps // 10:
+        if (time.monotonic() > end and step >= max(steps // 10, LEAST_STEPS)) or bool((losses[-1] <= enough).any()):
             break
     return Trained(model, torch.stack(losses).cpu())
 

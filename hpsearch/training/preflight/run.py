@@ -38,12 +38,13 @@ def preflight(objective: TrainObjective, space: Space, *, study_seed: int, datas
         if any(check.status == "fail" for check in checks):
             return checks
         rates = learning.ladder(setup)
+        overfit, rate = learning.overfit(setup, rates.best)
         return [
             *checks,
             start.gradients(setup),
             start.regularisation(setup),
             start.symmetry(setup, rates.best),
             learning.lr_range(rates),
-            learning.overfit(setup, rates.best),
-            learning.labels(setup, rates.best),
+            overfit,
+            learning.labels(setup, rate),
         ]

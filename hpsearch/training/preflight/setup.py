@@ -19,6 +19,10 @@ SAMPLES = 2000
 """So many training and validation samples are enough to see a fault, and few enough to be through in seconds."""
 
 
+IMAGE_BATCH = 32
+"""Samples per minibatch of a probe of a convolutional net: what a probe shows takes steps more than samples."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """A study to check.
@@ -44,6 +48,17 @@ class Setup:
     def ends(self, path: str) -> tuple[float, float]:
         """The least and greatest value that a numeric field may take in the study; equal if it is fixed."""
         return ends(self.objective, self.space, path)
+
+    @property
+    def batch_size(self) -> int:
+        """Of probes: the study's, but small for images, which take a thousand times as long as rows."""
+        size = self.objective.batch_size
+        return min(size, IMAGE_BATCH) if self.on_images else size
+
+    @property
+    def on_images(self) -> bool:
+        """Whether the model is one of convolutions."""
+        return self.objective.model.kind in ("cnn", "resnet")
 
     @property
     def is_classifier(self) -> bool:

@@ -18,6 +18,9 @@ OFF = 1.5
 """An initial loss over so many times its theory: scores of standard deviation 1 add about ½ to the cross-entropy, which
 is 22 % for ten classes and 36 % for two (there the score difference counts); more is no theory's."""
 
+START_SAMPLES = 250
+"""Of the first loss: its standard error is then a few percent, and the limit is :data:`OFF`."""
+
 SEEDS = 3
 """Initial weights are drawn so many times, for one draw may be lucky."""
 
@@ -41,8 +44,9 @@ def initial_loss(setup: Setup) -> Check:
     """The loss at the start against its theory, without regularisation (cs231n, "Sanity checks")."""
     objectives = [setup.plain({})] * SEEDS
     model = setup.train.model(objectives, one_seed=False)
-    outputs = scores(model, setup.train.samples[:500], training=True)
-    loss = build_loss(objectives, setup.train.device).score(outputs, setup.train.targets[:500]).loss
+    head = setup.train.head(START_SAMPLES)
+    outputs = scores(model, head.samples, training=True)
+    loss = build_loss(objectives, setup.train.device).score(outputs, head.targets).loss
     mean = float(loss.mean()) / outputs.shape[2]
     numbers = {"initial_loss": mean, "theory": setup.chance, "ratio": mean / setup.chance}
     theory = f"its theory of {setup.chance:.4g}" if setup.is_classifier else f"that of predicting 0, {setup.chance:.4g}"
@@ -84,7 +88,7 @@ def regularisation(setup: Setup) -> Check:
 def activations(setup: Setup) -> Check:
     """Mean, spread, saturation and dead share of every hidden layer at the start."""
     model = setup.train.model([setup.plain({})] * SEEDS, one_seed=False)
-    layers = model.activities(setup.train.samples[:200])
+    layers = model.activities(setup.train.samples[:100])
     numbers: dict[str, float] = {}
     for layer in layers:
         for name in ("mean", "spread", "dead", "saturated"):
@@ -154,7 +158,7 @@ def symmetry(setup: Setup, lr: float) -> Check:
     chosen = param is not None and param.contains("zeros")
     zeros = chosen or setup.objective.model.init == "zeros"
     objective = setup.plain({"lr": lr, **({"model.init": "zeros"} if zeros else {})})
-    trained = train(setup.train, [objective], steps=SYMMETRY_STEPS, batch_size=objective.batch_size)
+    trained = train(setup.train, [objective], steps=SYMMETRY_STEPS, batch_size=setup.batch_size)
     layers = _hidden(trained.model)
     if not layers:
         return Check(name, "pass", "There are no hidden units that could be equal.")

@@ -18,7 +18,7 @@ from hpsearch.training.diagnostics import middle
 from hpsearch.training.losses import Scored, theoretical_initial_loss
 from hpsearch.training.metrics import Evaluation
 from hpsearch.training.optimisers import build_optimiser
-from hpsearch.training.pack import DIAGNOSED_STEPS, EXPLODED, EpochResult
+from hpsearch.training.pack import DIAGNOSED_STEPS, EpochResult, epoch_results
 from hpsearch.training.streams import Purpose, torch_stream
 from hpsearch.training.task.loading import Task, seeded, user_code
 from hpsearch.training.task.losses import BuiltinLoss, Marked, OwnLoss, Predicts, as_scores, evaluation, predicts
@@ -150,16 +150,8 @@ class Stack:
             validation = self._evaluate()
         penalties = self._penalty().tolist()
         extra = self._diagnose(epoch) if measure else [{} for _ in self._rows]
-        results = []
-        for row, member in enumerate(self._rows):
-            if member in self._dropped:
-                continue
-            metrics = train[row] | validation[row] | extra[row]
-            diverged = divergence(metrics, penalties[row], self._start[member], epoch)
-            if diverged:
-                self._dropped.add(member)
-            results.append(EpochResult(member, epoch, metrics, diverged))
-        return results
+        metrics = [a | b | c for a, b, c in zip(train, validation, extra, strict=True)]
+        return epoch_results(epoch, self._rows, metrics, penalties=penalties, start=self._start, dropped=self._dropped)
 
     def checkpoint(self, member: int, architecture: str, epoch: int) -> Checkpoint:
         """All that a live member needs to go on after ``epoch``, on the CPU."""
@@ -309,18 +301,3 @@ def _look(module: torch.nn.Module, trial: TaskMember, of: Setting) -> tuple[Pred
         )
     targets = torch.cat([of.train.labels, of.validation.labels])
     return predicts(of.task, trial.objective.loss.kind, outputs, targets), outputs.shape[1:].numel()
-
-
-def divergence(metrics: dict[str, float], penalty: float, start: float, epoch: int) -> str | None:
-    """Why a trial has diverged: a loss that is not finite, or a positive one over three times its start; or None."""
-    losses = {"train_loss": metrics["train_loss"], "val_loss": metrics["val_loss"], "penalty": penalty}
-    for name, loss in [*losses.items(), ("total loss at the start", start)]:
-        if not math.isfinite(loss):
-            return f"in epoch {epoch} the {name} is {loss}: it must be a finite number"
-    total = metrics["train_loss"] + penalty
-    if total > EXPLODED * start > 0:
-        return (
-            f"in epoch {epoch} the total loss is {total:.4g} (of it {penalty:.4g} penalty), "
-            f"over {EXPLODED:g} times its start of {start:.4g}"
-        )
-    return None

@@ -50,6 +50,27 @@ def _upgrade(connection: Connection, script: ScriptDirectory, where: str) -> Non
     command.upgrade(config, "head")
 
 
+def refuse(database: Database) -> None:
+    """Raise StoreError for a database that is newer than this program, or not ours; return for an empty one."""
+    with _ONE_AT_A_TIME:
+        script, where = ScriptDirectory.from_config(_config()), shown(database.url)
+
+    def look(connection: Connection) -> None:
+        current = current_version(connection)
+        if current is None:
+            _check_empty(connection, where)
+        else:
+            _check_known(current, script, where)
+
+    database.read(look)
+
+
+def newest_version() -> str:
+    """The schema's version that this program brings a database to."""
+    with _ONE_AT_A_TIME:
+        return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
 def current_version(connection: Connection) -> str | None:
     """The schema's version, None before the first."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})

@@ -45,18 +45,27 @@ export async function refresh(target, url) {
   const html = await response.text();
   if (target.fragment === html) return false;
   target.fragment = html;
-  const focused = target.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const active = target.contains(document.activeElement) ? document.activeElement : null;
   const scrolled = new Map();
   for (const box of target.querySelectorAll(".scroll[data-key]")) scrolled.set(box.dataset.key, box.scrollLeft);
   const opened = new Set([...target.querySelectorAll("details[data-key][open]")].map((box) => box.dataset.key));
   const template = document.createElement("template");
   template.innerHTML = html;
   for (const box of template.content.querySelectorAll("details[data-key]")) box.open = opened.has(box.dataset.key);
+  keepForms(target, template.content);
   target.replaceChildren(template.content);
   for (const box of target.querySelectorAll(".scroll[data-key]")) box.scrollLeft = scrolled.get(box.dataset.key) ?? 0;
-  if (focused) target.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  if (active?.isConnected) active.focus({ preventScroll: true }); // it was kept, with the form around it
+  else if (active?.dataset.key) target.querySelector(`[data-key="${CSS.escape(active.dataset.key)}"]`)?.focus({ preventScroll: true });
   decorate(target);
   return true;
+}
+
+/** Forms that somebody writes in stay as they are. */
+function keepForms(target, content) {
+  for (const form of target.querySelectorAll("form[data-keep][data-dirty]")) {
+    content.querySelector(`form[data-keep][data-key="${CSS.escape(form.dataset.key)}"]`)?.replaceWith(form);
+  }
 }
 
 /** Call `work` at most once per `wait()` milliseconds, and once more after the last call. */

@@ -1,11 +1,11 @@
 // Figures: the server's Plotly JSON in the page's colours, drawn when in view, redrawn so that zoom and selection stay.
 import { ask } from "./common.js";
+import { save } from "./saving.js";
 
 const CONFIG = {
   responsive: true,
   displaylogo: false,
-  modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-  toImageButtonOptions: { scale: 2 },
+  modeBarButtonsToRemove: ["lasso2d", "autoScale2d", "toImage"],
 };
 const NARROW = matchMedia("(max-width: 720px)");
 
@@ -50,24 +50,33 @@ function plainText(text) {
 }
 
 class Figure {
-  constructor(element, onOpen) {
-    this.element = element;
+  constructor(element, { onOpen, onBrush, onView, zoom }) {
+    Object.assign(this, { element, onOpen, onBrush, onView, zoom });
     this.area = element.querySelector(".plot-area");
-    this.onOpen = onOpen;
     this.isVisible = false;
     this.isStale = true;
     this.text = null;
-    this.choices = [...element.querySelectorAll("select[data-query]")];
+    this.choices = [...element.querySelectorAll("[data-query]")];
     for (const choice of this.choices) {
       choice.before = choice.value;
       choice.addEventListener("change", () => this.choose(choice));
     }
+    for (const button of element.querySelectorAll("[data-save]")) {
+      button.addEventListener("click", () => this.figure && save(this, button.dataset.save));
+    }
+  }
+
+  /** What is chosen, as a query. */
+  query() {
+    const query = new URLSearchParams(this.element.dataset.fixed ?? "");
+    for (const choice of this.choices) if (choice.value) query.set(choice.dataset.query, choice.value);
+    return query;
   }
 
   url() {
-    const query = new URLSearchParams(this.element.dataset.fixed ?? "");
-    for (const choice of this.choices) query.set(choice.dataset.query, choice.value);
-    if (NARROW.matches && (this.element.dataset.figure === "axis" || this.element.dataset.fixed)) query.set("columns", "1");
+    const query = this.query();
+    const inColumns = ["axis", "slice"].includes(this.element.dataset.figure) || this.element.dataset.fixed;
+    if (NARROW.matches && inColumns) query.set("columns", "1");
     return `${this.element.dataset.url}?${query}`;
   }
 
@@ -76,6 +85,10 @@ class Figure {
     const twin = this.choices.find((other) => other !== choice && other.value === choice.value);
     if (twin) twin.value = twin.before = choice.before;
     choice.before = choice.value;
+    const link = this.element.querySelector("[data-link]");
+    if (link) link.search = this.query();
+    this.zoom = "";
+    this.onView?.(this.query(), "");
     this.update();
   }
 
@@ -113,14 +126,27 @@ class Figure {
     this.offer(figure.layout.meta?.metrics);
     // Plotly writes defaults into what it is given; the server's answer is kept as it came.
     const { data, layout } = structuredClone(figure);
-    await Plotly.react(this.area, data, themed(layout, url), CONFIG);
+    const shown = themed(layout, url);
+    this.area.style.height = shown.height ? `${shown.height}px` : ""; // no jump when the next one is as high
+    if (!this.isBound) unzip(shown, this.zoom);
+    const selects = layout.meta?.brush || layout.meta?.axes;
+    const config = selects ? CONFIG : { ...CONFIG, modeBarButtonsToRemove: [...CONFIG.modeBarButtonsToRemove, "select2d"] };
+    await Plotly.react(this.area, data, shown, config);
     this.element.dataset.drawn = String(Number(this.element.dataset.drawn ?? 0) + 1);
-    if (this.isBound) return;
+    if (!this.isBound) this.bind();
+  }
+
+  bind() {
     this.isBound = true;
     this.area.on("plotly_click", ({ points, event }) => {
       const number = points[0]?.customdata?.[0];
       if (Number.isInteger(number)) this.onOpen?.(number, event);
     });
+    this.area.on("plotly_selected", (event) => {
+      const ranges = brushed(event?.range, this.figure.layout.meta ?? {});
+      if (ranges.length) this.onBrush?.(ranges);
+    });
+    this.area.on("plotly_relayout", () => this.onView?.(this.query(), zipped(this.area.layout)));
   }
 
   /** Put the metrics that a study has turned out to report into the choice of curves. */
@@ -139,9 +165,46 @@ class Figure {
   }
 }
 
-/** All figures of the page; `onOpen(number, event)` is called for a click on a trial's point. */
-export function figures(onOpen) {
-  const all = [...document.querySelectorAll("figure[data-figure]")].map((element) => new Figure(element, onOpen));
+/** The ranges `[key, low, high]` that a drawn box chooses, of the axes that the figure's `meta` names. */
+function brushed(range, { brush, axes }) {
+  if (!range) return [];
+  if (axes) return acrossAxes(range, axes);
+  return Object.entries(brush ?? {})
+    .filter(([axis]) => range[axis]?.every((end) => typeof end === "number"))
+    .map(([axis, key]) => [key, Math.min(...range[axis]), Math.max(...range[axis])]);
+}
+
+/** Of parallel coordinates: the box's height on each axis that it covers. */
+function acrossAxes({ x, y }, axes) {
+  const [left, right] = [Math.min(...x), Math.max(...x)];
+  const covered = axes.filter((axis, i) => i >= left && i <= right && !axis.labels.length);
+  return covered.map(({ key, low, high, log }) => {
+    const ends = [Math.min(...y), Math.max(...y)].map((place) => low + place * (high - low));
+    return [key, ...(log ? ends.map((end) => 10 ** end) : ends)];
+  });
+}
+
+/** The zoom of a layout as text: `xaxis=-3,-1&yaxis=0,1`. */
+function zipped(layout) {
+  const zoomed = Object.entries(layout).filter(([key, axis]) => /^[xy]axis\d*$/.test(key) && axis.autorange === false);
+  return zoomed.map(([key, { range }]) => `${key}=${range.map((end) => Number(end).toPrecision(6)).join()}`).join("&");
+}
+
+function unzip(layout, text) {
+  for (const [key, value] of new URLSearchParams(text ?? "")) {
+    const range = value.split(",").map(Number);
+    if (/^[xy]axis\d*$/.test(key) && layout[key] && range.length === 2 && range.every(Number.isFinite)) {
+      layout[key] = { ...layout[key], range, autorange: false };
+    }
+  }
+}
+
+/**
+ * All figures of the page. `onOpen(number, event)`: a trial's point was clicked; `onBrush(ranges)`: a box was drawn;
+ * `onView(query, zoom)`: something else is chosen or zoomed.
+ */
+export function figures(options = {}) {
+  const all = [...document.querySelectorAll("figure[data-figure]")].map((element) => new Figure(element, options));
   const watch = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {

@@ -25,7 +25,7 @@ export function follow(study, after, onEvent) {
       connectionLost();
       if (source.readyState === EventSource.CLOSED) timer = setTimeout(open, RETRY_MS);
     };
-    for (const kind of ["study", "stage", "trial"]) source.addEventListener(kind, receive);
+    for (const kind of ["study", "stage", "trial", "flag", "test"]) source.addEventListener(kind, receive);
   };
   open();
   const stop = () => {

@@ -1,6 +1,8 @@
 // The page of a study: follows its events, fetches again what they change, and steers the study.
-import { ask, refresh, throttle } from "./common.js";
+import { attempt, call } from "./actions.js";
+import { refresh, throttle } from "./common.js";
 import { figures } from "./figures.js";
+import { findings } from "./findings.js";
 import { follow } from "./live.js";
 import { table } from "./table.js";
 
@@ -16,8 +18,8 @@ const open = (number, event) => {
   if (event?.ctrlKey || event?.metaKey) window.open(url, "_blank", "noopener");
   else location.assign(url);
 };
-const plots = figures(open);
 const trials = table(document.getElementById("trials"), open);
+const plots = figures({ onOpen: open, onBrush: trials.within });
 
 let cost = 0;
 // Figures of many trials take longer to fetch and draw; they are then asked for less often.
@@ -35,8 +37,13 @@ const update = throttle(
 const current = () => summary.firstElementChild.dataset;
 
 function showActions() {
-  const { state } = current();
-  const shown = { pause: state === "running", resume: state === "paused", cancel: !FINAL.includes(state) };
+  const { state, preflight } = current();
+  const shown = {
+    pause: state === "running",
+    resume: state === "paused" || (state === "preflight" && preflight === "failed"),
+    cancel: !FINAL.includes(state),
+    delete: FINAL.includes(state),
+  };
   for (const button of document.querySelectorAll("[data-action]")) button.hidden = !shown[button.dataset.action];
   say(state);
 }
@@ -50,37 +57,55 @@ function say(state) {
   if (said && key !== said) announce.textContent = `Study ${state}. ${bar.ariaValueText}.`;
   said = key;
 }
-say(current().state);
+showActions();
 
-async function steer(action) {
-  problem.hidden = true;
-  const response = await ask(`${api}/${action}`, { method: "POST" }).catch(() => null);
-  if (!response?.ok) {
-    const { detail } = response ? await response.json().catch(() => ({})) : {};
-    problem.textContent = detail ?? `The study could not be told to ${action}: the server does not answer.`;
-    problem.hidden = false;
-  }
+async function steer(action, button) {
+  await attempt(problem, button, () => call("POST", `${api}/${action}`));
+  watch();
   update();
 }
 
-const dialog = document.getElementById("confirm");
-dialog.addEventListener("close", () => dialog.returnValue === "cancel" && steer("cancel"));
+async function remove() {
+  const done = await attempt(problem, null, async () => {
+    await call("DELETE", api);
+    return true;
+  });
+  if (done) location.assign("/");
+}
+
+const dialogs = { cancel: document.getElementById("confirm"), delete: document.getElementById("remove") };
+dialogs.cancel.addEventListener("close", () => dialogs.cancel.returnValue === "cancel" && steer("cancel"));
+dialogs.delete.addEventListener("close", () => dialogs.delete.returnValue === "delete" && remove());
 document.getElementById("actions").addEventListener("click", ({ target }) => {
-  const { action } = target.closest("[data-action]")?.dataset ?? {};
-  if (action === "cancel") {
-    dialog.returnValue = "keep";
-    dialog.showModal();
-  } else if (action) steer(action);
+  const button = target.closest("[data-action]");
+  const { action } = button?.dataset ?? {};
+  if (dialogs[action]) {
+    dialogs[action].returnValue = "keep";
+    dialogs[action].showModal();
+  } else if (action) steer(action, button);
 });
 
-if (!FINAL.includes(current().state)) {
-  const stop = follow(study, Number(lastEvent), (kind, data) => {
+findings(summary, api, problem, () => {
+  watch();
+  update();
+});
+
+// What takes long to work out comes after the first paint.
+if (summary.querySelector("[data-pending]")) refresh(summary, summary.dataset.part).catch(() => {});
+
+let stop = null;
+/** Follow the study's events; a completed one that runs again is followed again. */
+function watch() {
+  stop ??= follow(study, Number(current().lastEvent ?? lastEvent), (kind, data) => {
     update();
-    if (kind === "study" && FINAL.includes(data.state)) stop();
+    if (kind !== "study" || !FINAL.includes(data.state)) return;
+    stop();
+    stop = null;
   });
-  // Steps of running trials are no events; their curves move with the clock.
-  setInterval(() => {
-    if (!document.hidden && Number(current().running) > 0) update();
-  }, 5000);
 }
+if (!FINAL.includes(current().state)) watch();
+// Steps of running trials are no events; their curves move with the clock.
+setInterval(() => {
+  if (!document.hidden && Number(current().running) > 0) update();
+}, 5000);
 document.addEventListener("visibilitychange", () => document.hidden || FINAL.includes(current().state) || update());

@@ -36,6 +36,7 @@ export function table(target, open) {
   target.addEventListener("change", (event) => {
     const form = event.target.closest("form");
     if (!form) return;
+    if (event.target.form?.elements.range_low === event.target && !form.elements.range_high.value) return;
     const chosen = [...new FormData(form)].filter(([, value]) => value);
     go(`?${new URLSearchParams(chosen)}`);
   });
@@ -44,5 +45,16 @@ export function table(target, open) {
     load();
   });
   dress();
-  return { refresh: load };
+  /** Show only trials within ranges `[key, low, high]`; a new range of a key takes the place of the old one. */
+  const within = (ranges) => {
+    const query = new URLSearchParams(location.search);
+    const keys = new Set(ranges.map(([key]) => key));
+    const kept = query.getAll("within").filter((text) => !keys.has(text.split(":").slice(0, -2).join(":")));
+    query.delete("within");
+    query.delete("after");
+    const added = ranges.map(([key, low, high]) => `${key}:${Number(low.toPrecision(6))}:${Number(high.toPrecision(6))}`);
+    for (const text of [...kept, ...added]) query.append("within", text);
+    return go(`?${query}`);
+  };
+  return { refresh: load, within };
 }

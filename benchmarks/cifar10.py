@@ -1,0 +1,294 @@
+"""The lecture's study on CIFAR-10, for real: wall-clock to a validation accuracy, our service against Optuna.
+
+    python -m benchmarks.search --cifar10 --cap 300
+
+A two-layer net with 50 hidden units, lr 1e-6 to 1e-3, reg 1e-5 to 1e5, 45,000 training and 5,000 validation images,
+100 coarse trials of one epoch (cs231n, "Hyperparameter optimization"). Ours is ``hpsearch run`` as a user types it,
+start-up, checks and store included. Beside it Optuna's TPE with its Hyperband pruner over the same net, initial
+weights and loop in plain PyTorch, in as many processes and threads as train most samples per second here, measured
+before; its processes share a journal file. Both end when a trial reaches the target; the peer at any epoch of any trial, ours when one
+completes. Both read the same cache of decoded images, which is made before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing as mp
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "cifar10"
+HIDDEN, BATCH_SIZE, MOMENTUM = 50, 100, 0.9
+LR, REG = (1e-6, 1e-3), (1e-5, 1e5)
+FINE_EPOCHS = 6
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained. The real thing is the default; smaller ones are for trying it out."""
+
+    train: int = 45_000
+    validation: int = 5_000
+    coarse: int = 100
+    target: float = 0.48
+
+
+def document(size: Size) -> dict[str, Any]:
+    """The study: coarse, then fine until the target is reached."""
+    return {
+        "name": "cifar10-two-layer",
+        "objective": {
+            "kind": "train",
+            "data": {"source": "parquet", "path": str(DATA), "validation": size.validation, "train": size.train},
+            "preprocess": ["zero_mean"],
+            "model": {"kind": "mlp", "hidden": [HIDDEN]},
+            "optimizer": {"kind": "sgd", "momentum": MOMENTUM},
+            "batch_size": BATCH_SIZE,
+        },
+        "metric": {"name": "val_accuracy", "direction": "maximize"},
+        "space": {
+            "lr": {"type": "float", "low": LR[0], "high": LR[1], "log": True},
+            "reg": {"type": "float", "low": REG[0], "high": REG[1], "log": True},
+        },
+        "stages": [
+            {"name": "coarse", "trials": size.coarse, "epochs": 1, "on_border": "extend"},
+            {"name": "fine", "trials": 200, "epochs": FINE_EPOCHS},
+        ],
+        "stop": {"target": size.target},
+    }
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+def ours(size: Size, cap: float) -> dict[str, Any]:
+    """Seconds of ``hpsearch run`` from its start to its end, and what the store says afterwards."""
+    with tempfile.TemporaryDirectory(prefix="hpsearch-cifar10-") as folder:
+        spec, store = Path(folder) / "study.yaml", f"sqlite:///{folder}/hpsearch.db"
+        spec.write_text(yaml.safe_dump({**document(size), "stop": {"target": size.target, "seconds": cap}}))
+        command = [sys.executable, "-m", "hpsearch", "run", str(spec), "--store", store, "--port", "0", "--json"]
+        start = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(f"hpsearch run ended with {done.returncode}: {done.stdout[-2000:]}")
+        return {"seconds": seconds, **_told(store)}
+
+
+def _told(url: str) -> dict[str, Any]:
+    """Best, stages and flags of the study in a store."""
+    from hpsearch.insight import Insights
+    from hpsearch.search.borders import border_evidence, results
+    from hpsearch.store import TrialQuery, all_trials
+    from hpsearch_storage import open_store
+
+    store = open_store(url)
+    study = store.study("cifar10-two-layer")
+    stages = store.stages(study.id)
+    insights = Insights(store)
+    best = insights.best(study, stages)
+    flags = [flag for flag in insights.flags(study, stages) if flag.parameter == "lr"]
+    trials = all_trials(store, study.id, TrialQuery(stage=stages[0].name))
+    evidence = border_evidence(results(study.spec.space, trials, study.spec.metric))
+    return {
+        "reason": study.reason,
+        "best": best,
+        "stages": [f"{s.name}: {s.n_finished} of {s.n_trials} trials × {s.spec.n_epochs} epochs" for s in stages],
+        "flags": [f"{flag.stage}: {flag.level}, {flag.verdict}: {flag.message}" for flag in flags],
+        "evidence": [
+            f"{e.side} border of {e.parameter} after {stages[0].name}: p = {e.p_value:.2g}, at the border with "
+            f"probability {e.at_border:.2f}, {e.hits} of the best {e.n_best} in the outer band"
+            + (f", a cliff with {e.cliff.n_diverged} diverged trials beyond" if e.cliff else "")
+            for e in evidence
+            if e.parameter == "lr"
+        ],
+    }
+
+
+# -- Optuna -----------------------------------------------------------------------------------------------------------
+
+
+class PlainLoop:
+    """The net and its training in plain PyTorch, on data loaded once per process."""
+
+    def __init__(self, size: Size, threads: int) -> None:
+        import torch
+
+        from hpsearch.objective import TrainObjective
+        from hpsearch.training import load_dataset
+
+        torch.set_num_threads(threads)
+        objective = TrainObjective.model_validate(document(size)["objective"])
+        prepared = load_dataset(objective, study_seed=0).prepared(objective.preprocess)
+        self.rms = prepared.rms
+        self.train = prepared.train.samples.flatten(1), prepared.train.labels
+        self.validation = prepared.validation.samples.flatten(1), prepared.validation.labels
+
+    def net(self) -> Any:
+        """With the initial weights that ours has."""
+        import torch
+        from torch import nn
+
+        first, last = nn.Linear(self.train[0].shape[1], HIDDEN), nn.Linear(HIDDEN, 10)
+        with torch.no_grad():
+            first.weight.normal_(0, math.sqrt(2 / first.in_features) / self.rms)
+            last.weight.normal_(0, 0.3 / math.sqrt(HIDDEN))
+            first.bias.zero_()
+            last.bias.zero_()
+        return nn.Sequential(first, nn.ReLU(), last)
+
+    def epoch(self, net: Any, optimizer: Any) -> None:
+        import torch
+
+        x, y = self.train
+        cross_entropy = torch.nn.functional.cross_entropy
+        for index in torch.split(torch.randperm(len(y)), BATCH_SIZE):
+            optimizer.zero_grad()
+            cross_entropy(net(x[index]), y[index]).backward()
+            optimizer.step()
+
+    def accuracy(self, net: Any) -> float:
+        import torch
+
+        with torch.no_grad():
+            return float((net(self.validation[0]).argmax(1) == self.validation[1]).float().mean())
+
+    def optimizer(self, net: Any, lr: float, reg: float) -> Any:
+        """Like ours with the penalty on weights, not on biases."""
+        import torch
+
+        weights = [p for p in net.parameters() if p.ndim > 1]
+        biases = [p for p in net.parameters() if p.ndim == 1]
+        groups = [{"params": weights, "weight_decay": reg}, {"params": biases, "weight_decay": 0.0}]
+        return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
+
+
+def _measure(size: Size, threads: int, seconds: float, barrier: Any, rates: Any) -> None:
+    loop = PlainLoop(Size(train=2000, validation=size.validation), threads)
+    net = loop.net()
+    optimizer = loop.optimizer(net, 1e-5, 0.0)
+    loop.epoch(net, optimizer)
+    barrier.wait()
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        loop.epoch(net, optimizer)
+        n += len(loop.train[1])
+    rates.put(n / (time.perf_counter() - start))
+
+
+def best_setting(size: Size, seconds: float = 3.0) -> tuple[int, int, dict[str, float]]:
+    """Processes and threads per process that train most samples per second, and all rates."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    context = mp.get_context("spawn")
+    rates: dict[tuple[int, int], float] = {}
+    processes = 1
+    while processes <= cores:
+        threads = max(1, cores // processes)
+        barrier, found = context.Barrier(processes), context.Queue()
+        crew = [context.Process(target=_measure, args=(size, threads, seconds, barrier, found)) for _ in range(processes)]
+        for process in crew:
+            process.start()
+        rates[processes, threads] = sum(found.get() for _ in crew)
+        for process in crew:
+            process.join()
+        processes *= 2
+    processes, threads = max(rates, key=lambda key: rates[key])
+    return processes, threads, {f"{p} × {t} threads": rate for (p, t), rate in rates.items()}
+
+
+def _optimize(size: Size, threads: int, journal: str, number: int, cap: float, reached: Any, told: Any) -> None:
+    """One process of the peer: trials until somebody reaches the target or the time is over."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    start = time.perf_counter()
+    loop = PlainLoop(size, threads)
+    study = optuna.create_study(
+        study_name="cifar10",
+        storage=optuna.storages.JournalStorage(JournalFileBackend(journal)),
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=number),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=FINE_EPOCHS),
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        net = loop.net()
+        lr, reg = trial.suggest_float("lr", *LR, log=True), trial.suggest_float("reg", *REG, log=True)
+        optimizer = loop.optimizer(net, lr, reg)
+        best = 0.0
+        for epoch in range(1, FINE_EPOCHS + 1):
+            loop.epoch(net, optimizer)
+            accuracy = loop.accuracy(net)
+            best = max(best, accuracy)
+            if accuracy >= size.target:
+                reached.set()
+            if reached.is_set() or time.perf_counter() - start > cap:
+                trial.study.stop()
+                break
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return best
+
+    study.optimize(objective)
+    done = [t for t in study.trials if t.value is not None]
+    told.put((len(study.trials), max((t.value for t in done), default=0.0)))
+
+
+def optuna_seconds(size: Size, processes: int, threads: int, cap: float) -> dict[str, Any]:
+    """Seconds until one of the peer's trials reaches the target, or until the cap."""
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="hpsearch-cifar10-") as folder:
+        reached, told = context.Event(), context.Queue()
+        journal = str(Path(folder) / "journal.log")
+        start = time.perf_counter()
+        crew = [
+            context.Process(target=_optimize, args=(size, threads, journal, number, cap, reached, told))
+            for number in range(processes)
+        ]
+        for process in crew:
+            process.start()
+        hit = reached.wait(cap)
+        seconds = time.perf_counter() - start
+        counts = [told.get() for _ in crew]
+        for process in crew:
+            process.join()
+    return {"seconds": seconds, "reached": hit, "trials": max(c[0] for c in counts), "best": max(c[1] for c in counts)}
+
+
+def compare(size: Size, cap: float) -> str:
+    """Both, one after the other; Markdown."""
+    PlainLoop(size, 1)  # decodes the images once for both
+    processes, threads, rates = best_setting(size)
+    mine = ours(size, cap)
+    peer = optuna_seconds(size, processes, threads, cap)
+    best = mine["best"]
+    at_least = "" if peer["reached"] else "≥ "
+    got = best is not None and best.value >= size.target
+    lines = [
+        f"Seconds to val_accuracy {size.target:g} on {size.validation:,} validation images, {size.train:,} to train:",
+        "",
+        f"- ours (`hpsearch run`, all of it): **{mine['seconds']:.0f} s**{'' if got else ', not reached'}; "
+        f"{'; '.join(mine['stages'])}; best {best.value if best else math.nan:.4f} with {json.dumps(best.params) if best else 'nothing'}",
+        f"- Optuna TPE + Hyperband, {processes} × {threads} threads: **{at_least}{peer['seconds']:.0f} s**"
+        f"{'' if peer['reached'] else ' (given up)'}; {peer['trials']} trials, best {peer['best']:.4f}; samples per "
+        f"second {', '.join(f'{name}: {rate:,.0f}' for name, rate in rates.items())}",
+        f"- ratio: **{at_least}{peer['seconds'] / mine['seconds']:.1f}**",
+        "",
+        "Flags on lr:",
+        "",
+        *(f"- {text}" for text in mine["flags"] or ["none"]),
+        *(f"- {text}" for text in mine["evidence"]),
+    ]
+    return "\n".join(lines)

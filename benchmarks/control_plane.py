@@ -1,0 +1,396 @@
+"""What a trial costs on the server, against Optuna's storages, and how that changes with the size of the study.
+
+    python -m benchmarks.control_plane                      # all parts, some twenty minutes
+    python -m benchmarks.control_plane --parts peers --rounds 3
+    python -m benchmarks.control_plane --write              # also into RESULTS.md
+
+A trial is: ask, ten reports, tell, with two params; ours over HTTP from a client of Python's ``http.client`` with one
+connection, Optuna's in the client's own process. Everything is durable: SQLite and PostgreSQL wait for the disk. The
+contenders take turns, slice by slice, and ratios are taken within a turn: how fast this machine is changes from second
+to second. GrpcStorageProxy needs ``grpcio`` and ``protobuf``; without them it is left out.
+
+    peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping
+    flat       the same at 10^2, 10^4 and 10^6, with times of reading requests and the server's memory
+    workers    8 and 64 workers at once against one
+    transfer   10^6 finished trials in and out: ``POST trials``, ``hpsearch import``, Parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from benchmarks.optuna_storage import database, free_port, postgres, quiet
+from benchmarks.verdicts import write
+
+STEPS = 10
+SPACE = {"x": {"type": "float", "low": 0.0, "high": 1.0}, "y": {"type": "float", "low": 1e-5, "high": 1.0, "log": True}}
+PARTS = ("peers", "flat", "workers", "transfer")
+PACK = 16
+
+
+class Server:
+    """A server of ours as a process, and one connection to it."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        command = [sys.executable, "-m", "hpsearch", "serve", "--store", store, "--port", "0"]
+        self.store = store
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, text=True
+        )
+        assert self._process.stdout is not None
+        self.address = urlsplit(self._process.stdout.readline().split()[1]).netloc
+        self.client = Client(self.address)
+
+    def memory(self) -> float:
+        """Resident memory in MB; the peak since the start."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+class Client:
+    """A worker's calls."""
+
+    def __init__(self, address: str, worker: str = "bench") -> None:
+        self._http = http.client.HTTPConnection(address, timeout=600)
+        self._worker = worker
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        self._http.request(method, path, data, {"Content-Type": "application/json", **headers})
+        response = self._http.getresponse()
+        answer = response.read()
+        if response.status >= 300:
+            raise RuntimeError(f"{method} {path}: {response.status} {answer[:300]!r}")
+        return answer
+
+    def submit(self, name: str, early_stopping: str = "none") -> None:
+        stage = {"name": "only", "trials": 5_000_000, "epochs": STEPS + 1, "early_stopping": early_stopping}
+        metric = {"name": "loss", "direction": "minimize"}
+        document = {"name": name, "objective": {"kind": "external"}, "metric": metric, "space": SPACE}
+        self.call("POST", "/api/v1/studies", document | {"stages": [stage]})
+
+    def add(self, name: str, n: int) -> None:
+        """Finished trials."""
+        for first in range(0, n, 10_000):
+            numbers = range(first, min(first + 10_000, n))
+            trials = [{"params": {"x": k % 997 / 997, "y": 0.5}, "value": k % 997 / 997 + 0.1} for k in numbers]
+            self.call("POST", f"/api/v1/studies/{name}/trials", {"trials": trials})
+
+    def pack(self, study: str, width: int) -> int:
+        """Lease, report ten times, finish; returns how many trials that were."""
+        asked = {"worker": self._worker, "capacity": width, "study": study}
+        leases = json.loads(self.call("POST", "/api/v1/leases", asked))["leases"]
+        running = {lease["token"]: lease["params"]["x"] for lease in leases}
+        results = []
+        for step in range(1, STEPS + 1):
+            reports = [{"token": t, "step": step, "metrics": {"loss": x + 1 / step}} for t, x in running.items()]
+            answer = json.loads(
+                self.call("POST", "/api/v1/leases/report", {"worker": self._worker, "reports": reports})
+            )
+            for decision in answer["decisions"]:
+                if decision["action"] == "stop":
+                    running.pop(decision["token"])
+                    results.append({"token": decision["token"], "state": "pruned"})
+            if not running:
+                break
+        results += [{"token": token, "state": "completed", "value": x} for token, x in running.items()]
+        answer = json.loads(self.call("POST", "/api/v1/leases/finish", {"worker": self._worker, "results": results}))
+        assert all(outcome["accepted"] for outcome in answer["outcomes"])
+        return len(leases)
+
+
+# -- Optuna's storages --------------------------------------------------------------------------------------------
+
+
+def optuna_trial(study: optuna.Study, *, prune: bool) -> int:
+    trial = study.ask()
+    x = trial.suggest_float("x", 0.0, 1.0)
+    trial.suggest_float("y", 1e-5, 1.0, log=True)
+    for step in range(1, STEPS + 1):
+        trial.report(x + 1 / step, step)
+        if prune and trial.should_prune():
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return 1
+    study.tell(trial, x)
+    return 1
+
+
+def optuna_study(storage: Any, n: int, name: str = "peer") -> optuna.Study:
+    sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.MedianPruner()
+    study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    distributions = {
+        "x": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "y": optuna.distributions.FloatDistribution(1e-5, 1.0, log=True),
+    }
+    for k in range(n):
+        x = k % 997 / 997
+        steps = {step: x + 1 / step for step in range(1, STEPS + 1)}
+        params = {"x": x, "y": 0.5}
+        study.add_trial(
+            optuna.create_trial(params=params, distributions=distributions, value=x, intermediate_values=steps)
+        )
+    return study
+
+
+def serve_proxy(url: str, port: int) -> None:
+    from optuna.storages import get_storage, run_grpc_proxy_server
+
+    quiet()
+    run_grpc_proxy_server(get_storage(url), host="127.0.0.1", port=port)
+
+
+@contextlib.contextmanager
+def proxy(url: str) -> Iterator[Any]:
+    from optuna.storages import GrpcStorageProxy
+
+    port = free_port()
+    code = f"from benchmarks.control_plane import serve_proxy; serve_proxy({url!r}, {port})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        storage = GrpcStorageProxy(host="127.0.0.1", port=port)
+        storage.wait_server_ready(60)
+        yield storage
+        server.terminate()
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
+def in_turn(units: dict[str, Callable[[], int]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Trials per second of each contender in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in units}
+    for unit in units.values():
+        unit()
+    for _ in range(rounds):
+        for name, unit in units.items():
+            n, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds:
+                n += unit()
+            rates[name].append(n / spent)
+    return rates
+
+
+def ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
+    values = [a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def median(rates: dict[str, list[float]], name: str) -> str:
+    return f"{statistics.median(rates[name]):.0f}"
+
+
+def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
+    """Ours and Optuna's at 1,000 finished trials."""
+    lines = []
+    with contextlib.ExitStack() as stack:
+        ours = {
+            "SQLite": Server(f"sqlite:///{folder / 'peers.db'}", folder),
+            "PostgreSQL": Server(database(server), folder),
+        }
+        for each in ours.values():
+            stack.callback(each.close)
+            for rule in ("none", "median", "asha"):
+                each.client.submit(rule, rule)
+                each.client.add(rule, options.finished)
+        rdb_url = database(server).replace("postgresql://", "postgresql+psycopg://")
+        theirs = {
+            "RDB SQLite": optuna_study(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), options.finished),
+            "RDB PostgreSQL": optuna_study(RDBStorage(rdb_url), options.finished),
+            "Journal": optuna_study(JournalStorage(JournalFileBackend(str(folder / "journal"))), options.finished),
+        }
+        if importlib.util.find_spec("grpc"):
+            study = optuna.load_study(
+                study_name="peer",
+                storage=stack.enter_context(proxy(rdb_url)),
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.MedianPruner(),
+            )
+            theirs["Grpc proxy"] = study
+        for rule in ("none", "median", "asha"):
+            units: dict[str, Callable[[], int]] = {}
+            for where, each in ours.items():
+                units[f"{where} ×{PACK}"] = lambda c=each.client, r=rule: c.pack(r, PACK)
+                units[f"{where} ×1"] = lambda c=each.client, r=rule: c.pack(r, 1)
+            for name, study in theirs.items():
+                units[name] = lambda s=study, r=rule: optuna_trial(s, prune=r != "none")
+            rates = in_turn(units, options.rounds, options.seconds)
+            lines += peer_rows(rule, rates)
+    head = "| early stopping | ours | trials/s | × RDB, same database | × Journal | × Grpc proxy |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *lines])
+
+
+def peer_rows(rule: str, rates: dict[str, list[float]]) -> list[str]:
+    lines = []
+    for name in [name for name in rates if "×" in name]:
+        where = name.split()[0]
+        grpc = ratio(rates, name, "Grpc proxy") if "Grpc proxy" in rates else "–"
+        cells = [median(rates, name), ratio(rates, name, f"RDB {where}"), ratio(rates, name, "Journal"), grpc]
+        lines.append(f"| {rule} | {name} | {' | '.join(cells)} |")
+    others = ", ".join(f"{name} {median(rates, name)}" for name in rates if "×" not in name)
+    lines.append(f"| {rule} | *Optuna, trials/s* | {others} | | | |")
+    return lines
+
+
+def flat(server: str, folder: Path, options: argparse.Namespace) -> str:
+    """Ours at three sizes."""
+    lines = [
+        "| database | trials in the study | packs of 16, trials/s | ÷ smallest | server's memory, MB | "
+        "best, p99 ms | page, p99 ms | flags, p99 ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for where, url in (("SQLite", f"sqlite:///{folder / 'flat.db'}"), ("PostgreSQL", database(server))):
+        with contextlib.ExitStack() as stack:
+            ours = Server(url, folder)
+            stack.callback(ours.close)
+            for size in options.sizes:
+                ours.client.submit(f"n{size}")
+                ours.client.add(f"n{size}", size)
+            units = {f"n{n}": lambda n=n: ours.client.pack(f"n{n}", PACK) for n in options.sizes}
+            rates = in_turn(units, options.rounds, options.seconds)
+            for size in options.sizes:
+                name = f"n{size}"
+                reads = [f"{read_p99(ours, name, path):.0f}" for path in ("best", "trials?limit=100", "flags")]
+                relative = ratio(rates, name, f"n{options.sizes[0]}")
+                cells = [median(rates, name), relative, f"{ours.memory():.0f}", *reads]
+                lines.append(f"| {where} | {size:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def read_p99(server: Server, study: str, path: str) -> float:
+    """Milliseconds of a reading request, while packs go on; the first, which nothing remembers, is counted."""
+    times = []
+    for _ in range(100):
+        server.client.pack(study, 1)
+        start = time.perf_counter()
+        server.client.call("GET", f"/api/v1/studies/{study}/{path}")
+        times.append((time.perf_counter() - start) * 1000)
+    return sorted(times)[98]
+
+
+def workers(server: str, folder: Path, options: argparse.Namespace) -> str:
+    """Many workers on one study, one trial at a time."""
+    lines = ["| database | workers | trials/s together | ÷ one worker |", "|---|---|---|---|"]
+    for where, url in (("SQLite", f"sqlite:///{folder / 'workers.db'}"), ("PostgreSQL", database(server))):
+        ours = Server(url, folder)
+        ours.client.submit("crowd")
+        crews = {f"{n}": Crew(ours.address, n) for n in (1, 8, 64)}
+        rates: dict[str, list[float]] = {name: [] for name in crews}
+        for _ in range(options.rounds):
+            for name, crew in crews.items():
+                rates[name].append(crew.rate(options.seconds))
+        lines += [f"| {where} | {name} | {median(rates, name)} | {ratio(rates, name, '1')} |" for name in crews]
+        ours.close()
+    return "\n".join(lines)
+
+
+class Crew:
+    """Threads that work one trial at a time, each over a connection of its own."""
+
+    def __init__(self, address: str, size: int) -> None:
+        self._clients = [Client(address, f"crew-{size}-{i}") for i in range(size)]
+
+    def rate(self, seconds: float) -> float:
+        done, start = [0] * len(self._clients), time.perf_counter()
+
+        def work(i: int) -> None:
+            while time.perf_counter() - start < seconds:
+                done[i] += self._clients[i].pack("crowd", 1)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(done))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(done) / (time.perf_counter() - start)
+
+
+def transfer(server: str, folder: Path, options: argparse.Namespace) -> str:
+    """A large study in and out."""
+    n = options.sizes[-1]
+    lines = ["| database | what | seconds | server's memory, MB |", "|---|---|---|---|"]
+    for where, url in (("SQLite", f"sqlite:///{folder / 'transfer.db'}"), ("PostgreSQL", database(server))):
+        ours = Server(url, folder)
+        ours.client.submit("large")
+        rows = [(f"{n:,} finished trials by `POST trials`, 10,000 a call", timed(lambda: ours.client.add("large", n)))]
+        accept = {"Accept": "application/vnd.apache.parquet"}
+        path = "/api/v1/studies/large/trials"
+        rows.append(("Parquet of them, streamed", timed(lambda: ours.client.call("GET", path, **accept))))
+        lines += [f"| {where} | {what} | {seconds:.0f} | {ours.memory():.0f} |" for what, seconds in rows]
+        hpsearch = [sys.executable, "-m", "hpsearch"]
+        file = str(folder / f"{where}.study.gz")
+        steps = {
+            "`hpsearch export --format study`": ["export", "large", "--format", "study", "--output", file],
+            "`hpsearch import` under another name": ["import", file, "--name", "copy"],
+        }
+        for what, command in steps.items():
+            call = [*hpsearch, *command, "--store", url]
+            lines.append(f"| {where} | {what} | {timed(lambda c=call: run(c)):.0f} | |")
+        ours.close()
+    return "\n".join(lines)
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one contender in one round")
+    parser.add_argument("--finished", type=int, default=1000, help="trials in the study before, for the part peers")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 10_000, 1_000_000])
+    parser.add_argument("--write", action="store_true", help="put the section Control plane into RESULTS.md")
+    options = parser.parse_args()
+    quiet()
+    load, start = os.getloadavg()[0], time.perf_counter()
+    sections = []
+    with postgres() as server, tempfile.TemporaryDirectory(prefix="hpsearch-bench-", dir=".") as folder:
+        for part in options.parts:
+            table = {"peers": peers, "flat": flat, "workers": workers, "transfer": transfer}[part](
+                server, Path(folder).absolute(), options
+            )
+            print(f"\n{part}\n{table}", flush=True)
+            sections.append(f"### {part.capitalize()}\n\n{table}")
+    head = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU shared with other work (load {load:.1f} "
+        f"before, {os.getloadavg()[0]:.1f} after), Optuna {optuna.__version__}, {time.perf_counter() - start:.0f} s; "
+        f"`python -m benchmarks.control_plane --write`. Medians of {options.rounds} interleaved rounds, in brackets "
+        "the lowest and the highest."
+    )
+    if options.write:
+        write("\n\n".join(["## Control plane", head, *sections]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Commands for whoever keeps the store: upgrade, check, backup, restore, thin; and importing a study."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpsearch import display
+from hpsearch.cli.options import DEFAULT_STORE, FAILED, Json, StoreUrl, server_parts
+from hpsearch.errors import InvalidInput
+
+app = typer.Typer(help="Care for the store: its schema, its consistency, its backups.", no_args_is_help=True)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@app.command()
+def upgrade(store: StoreUrl = DEFAULT_STORE) -> None:
+    """Bring the schema up to date; a server does so, too, when it opens the store."""
+    server_parts()
+    from hpsearch_storage import maintenance
+
+    before, after = maintenance.upgrade(store)
+    what = "is up to date" if before == after else f"was {before or 'empty'}"
+    display.out.print(f"schema {after}: it {what}", soft_wrap=True)
+
+
+@app.command()
+def check(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
+    """Look for damage: the file, the schema, and whether counters, leases and logs agree. Changes nothing."""
+    server_parts()
+    from hpsearch_storage import maintenance
+
+    found = maintenance.check(store)
+    if json:
+        display.show_json({"schema": found.version, "newest": found.newest, "faults": list(found.faults)})
+    else:
+        display.out.print("\n".join(found.faults) or f"schema {found.version}: no fault found", markup=False)
+        if not found.faults and found.version != found.newest:
+            display.out.print(f"this hpsearch brings it to {found.newest}: hpsearch db upgrade, then check again")
+    if found.faults:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="a new file", metavar="FILE")], store: StoreUrl = DEFAULT_STORE
+) -> None:
+    """Copy the store to a file, while servers go on. SQLite; PostgreSQL has pg_dump."""
+    server_parts()
+    from hpsearch_storage import backups
+
+    size = backups.backup(store, file)
+    display.out.print(f"{file}: {size:,} bytes", soft_wrap=True, markup=False)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="what hpsearch db backup made", metavar="FILE")],
+    store: StoreUrl = DEFAULT_STORE,
+    replace: Annotated[bool, typer.Option("--replace", help="the store that is there may go")] = False,
+) -> None:
+    """Put a backup in the place of a store that no server uses."""
+    server_parts()
+    from hpsearch_storage import backups
+
+    backups.restore(file, store, replace=replace)
+    display.out.print(f"{store.split('@')[-1]} is as {file} was", soft_wrap=True, markup=False)
+
+
+@app.command()
+def thin(
+    older_than: Annotated[str, typer.Option(help="since the study ended, such as 30d or 12h")],
+    keep_every: Annotated[int, typer.Option(help="of the steps between the first and the last, every so many-th")],
+    study: Annotated[str | None, typer.Option(help="only this one")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and remove nothing")] = False,
+    store: StoreUrl = DEFAULT_STORE,
+    json: Json = False,
+) -> None:
+    """Remove metrics between the first and the last step of trials whose study ended long ago; each log tells of it."""
+    server_parts()
+    from hpsearch_storage import maintenance
+
+    done = maintenance.thin(
+        store,
+        older_than=duration(older_than),
+        keep_every=keep_every,
+        study=study,
+        now=datetime.now(UTC),
+        dry_run=dry_run,
+    )
+    if json:
+        display.show_json([{"study": each.study, "n_removed": each.n_removed} for each in done])
+        return
+    verb = "would go" if dry_run else "removed"
+    lines = [f"{each.study}: {each.n_removed:,} steps {verb}" for each in done]
+    display.out.print("\n".join(lines) or "nothing to thin", soft_wrap=True, markup=False)
+
+
+def import_study(
+    source: Annotated[str, typer.Argument(help="what hpsearch export --format study wrote", metavar="FILE")],
+    name: Annotated[str | None, typer.Option(help="another name for the study")] = None,
+    store: StoreUrl = DEFAULT_STORE,
+    json: Json = False,
+) -> None:
+    """Add the study of a file to the store; a server may go on meanwhile."""
+    server_parts()
+    from hpsearch_storage import maintenance
+
+    if "://" in source:
+        raise InvalidInput(f"{source.split('@')[-1]} is a URL: give a file that hpsearch export --format study wrote")
+    made = maintenance.import_study(store, Path(source), name=name, now=datetime.now(UTC))
+    if json:
+        display.show_json({"name": made.name, "n_trials": made.n_trials, "state": made.state})
+    else:
+        display.out.print(f"{made.name}: {made.n_trials:,} trials, {made.state}", soft_wrap=True, markup=False)
+
+
+def export_study(store: str, name: str, output: Path | None) -> Any:
+    """Write a whole study to a file: ``hpsearch export --format study``."""
+    server_parts()
+    from hpsearch_storage import maintenance
+
+    if output is None:
+        raise InvalidInput("--format study needs a file: give --output")
+    n = maintenance.export_study(store, name, output, now=datetime.now(UTC))
+    display.err.print(f"{output}: {n:,} trials", soft_wrap=True, markup=False)
+
+
+def duration(text: str) -> timedelta:
+    """A time such as ``30d``, ``12h`` or ``90s``. Raises InvalidInput."""
+    found = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if found is None:
+        raise InvalidInput(f"{text!r} is no duration: give a number and s, m, h, d or w, such as 30d")
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])

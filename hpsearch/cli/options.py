@@ -1,0 +1,60 @@
+"""What the commands share: their options, the client, the parts of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpsearch.errors import InvalidInput
+
+DEFAULT_STORE = "sqlite:///hpsearch.db"
+FAILED, BAD_INPUT, UNREACHABLE = 1, 2, 3
+"""Exit statuses; 0 is done."""
+
+SpecFile = Annotated[Path, typer.Argument(help="a study, YAML or JSON", metavar="SPEC")]
+Name = Annotated[str, typer.Argument(help="name of the study")]
+Server = Annotated[str, typer.Option("--server", envvar="HPSEARCH_SERVER", help="URL of the server")]
+AuthToken = Annotated[
+    str | None, typer.Option("--token", envvar="HPSEARCH_TOKEN", help="bearer token", show_default=False)
+]
+StoreUrl = Annotated[
+    str, typer.Option("--store", envvar="HPSEARCH_STORE", help="sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+]
+Host = Annotated[str, typer.Option(help="address to listen on")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+Devices = Annotated[str, typer.Option("--devices", help="devices of the workers: auto, or cuda:0,cuda:1,…")]
+Pack = Annotated[str, typer.Option("--pack", help="trials trained at a time as one model: auto, or a number")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="pattern of entry points whose code workers may run; repeatable", metavar="PATTERN"),
+]
+TaskPath = Annotated[
+    list[Path] | None,
+    typer.Option("--path", help="folder with modules of tasks, beside the working directory; repeatable"),
+]
+
+
+@contextmanager
+def connected(server: str, token: str | None) -> Iterator[Any]:
+    """A client of a server, closed in the end."""
+    from hpsearch.client import Client
+
+    client = Client(server, token=token)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def server_parts() -> tuple[Any, Any]:
+    """What serves; a client's installation has it not."""
+    try:
+        from hpsearch_api.server import listen, serving
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[server]'") from None
+    return serving, listen

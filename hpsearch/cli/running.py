@@ -1,0 +1,246 @@
+"""Commands that train and serve: run, serve, worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpsearch import display
+from hpsearch.allow import check_allowed, code_options, worker_options
+from hpsearch.cli.options import (
+    DEFAULT_STORE,
+    FAILED,
+    Allow,
+    AuthToken,
+    Devices,
+    Host,
+    Json,
+    Pack,
+    Port,
+    Server,
+    SpecFile,
+    StoreUrl,
+    TaskPath,
+    server_parts,
+)
+from hpsearch.errors import HpsearchError, InvalidInput, ServerError
+from hpsearch.http import DEFAULT_SERVER
+
+if TYPE_CHECKING:
+    from hpsearch.spec import StudySpec
+
+
+def _log(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+def run(
+    spec: SpecFile,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="worker processes; one per GPU, else per core, by default")
+    ] = None,
+    devices: Devices = "auto",
+    store: StoreUrl = DEFAULT_STORE,
+    port: Port = 8765,
+    pack: Pack = "auto",
+    allow: Allow = None,
+    override: Annotated[bool, typer.Option("--override", help="start in spite of failed checks")] = False,
+    json: Json = False,
+) -> None:
+    """Run a study to its end: server, workers and progress in one command.
+
+    Run it again after an interruption, and it goes on where it was.
+    """
+    from hpsearch.client import Client
+    from hpsearch.spec import load_study
+    from hpsearch.worker.supervisor import Supervisor, find_devices
+
+    _log(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    study_spec = load_study(spec)
+    check_allowed(study_spec, allow or [])
+    serving, listen = server_parts()
+    supervisor = None
+    with serving(store, listen("127.0.0.1", port)) as url:
+        client = Client(url)
+        study = _submit(client, study_spec, override=override)
+        if not json:
+            display.out.print(f"study [bold]{study.name}[/] at [cyan]{url}/studies/{study.name}[/]", soft_wrap=True)
+        document = study.read()
+        if document["state"] == "paused":
+            study.resume()
+        try:
+            if document["state"] not in ("completed", "failed", "cancelled"):
+                arguments = ["--pack", pack, *worker_options(allow, spec.parent)]
+                supervisor = Supervisor(url, workers, arguments, devices=find_devices(devices))
+                supervisor.start()
+                with display.LiveProgress() as progress:
+                    _wait(study, None if json else progress, override=override)
+        except KeyboardInterrupt:
+            display.err.print("interrupted: what has finished is kept; the same command goes on from here")
+            raise typer.Exit(130) from None
+        finally:
+            if supervisor is not None:
+                supervisor.stop()
+        document = {**study.read(), "checks": study.preflight}
+        verdicts = Counter(verdict["name"] for trial in study.trials() for verdict in trial["verdicts"])
+    _end(document, verdicts, store, code=code_options(study_spec, spec.parent), json=json)
+
+
+def _submit(client: Any, spec: StudySpec, *, override: bool) -> Any:
+    """Submit a study; one that its checks held is checked again, for what was wrong may have been mended."""
+    study = client.submit(spec)
+    document = study.read()
+    if document["state"] == "preflight" and document["preflight"] == "failed" and not override:
+        study.delete()
+        study = client.submit(spec)
+    return study
+
+
+def _wait(study: Any, progress: display.LiveProgress | None, *, override: bool) -> None:
+    def look(document: dict[str, Any]) -> None:
+        if override and document["state"] == "preflight" and document["preflight"] == "failed":
+            study.resume()
+        if progress is not None:
+            progress.update(document)
+
+    while True:
+        try:
+            study.wait(on_progress=look)
+        except HpsearchError as error:
+            if isinstance(error, ServerError):
+                raise
+            if override and study.read()["state"] == "running":
+                continue
+        return
+
+
+def _end(document: dict[str, Any], verdicts: Counter[str], store: str, *, code: str, json: bool) -> None:
+    """Show how a study ended, and leave with the status that says so."""
+    if json:
+        display.show_json(document)
+    elif document["state"] == "completed":
+        option = "" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}"
+        replay = f"hpsearch replay {document['name']} {document['best']['trial']}{option}{code}"
+        display.out.print("\n".join(display.check_lines(document["checks"])), soft_wrap=True)
+        display.out.print(display.stage_table(document))
+        display.out.print(display.verdict_line(verdicts), soft_wrap=True)
+        display.out.print(display.winner(document, replay=replay))
+        display.out.print(f"look at it in a browser: [cyan]hpsearch serve{option}[/]", soft_wrap=True)
+    else:
+        reason = f": {document['reason']}" if document["reason"] else ""
+        display.err.print("\n".join(display.check_lines(document["checks"])), soft_wrap=True)
+        if document["state"] == "preflight":
+            reason += "; mend it, or run with --override"
+        display.err.print(f"the study {document['name']}: {document['state']}{reason}", style="red", markup=False)
+    if document["state"] != "completed":
+        raise typer.Exit(FAILED)
+
+
+def serve(
+    workers: Annotated[int, typer.Option(min=0, help="worker processes to run beside the server")] = 0,
+    devices: Devices = "auto",
+    store: StoreUrl = DEFAULT_STORE,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token: AuthToken = None,
+    pack: Pack = "auto",
+    allow: Allow = None,
+    lease_seconds: Annotated[float, typer.Option(min=1, help="how long a silent worker keeps its trials")] = 30,
+) -> None:
+    """Serve the HTTP interface and the page until stopped."""
+    _log(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    server_parts()
+    from hpsearch.worker.supervisor import Supervisor, find_devices
+    from hpsearch_api import server
+
+    if token is not None:
+        os.environ["HPSEARCH_TOKEN"] = token  # for the workers started here
+    listener = server.listen(host, port, token=token)
+    url = server.url_of(listener)
+    arguments = ["--pack", pack, *worker_options(allow)]
+    supervisor = Supervisor(url, workers, arguments, devices=find_devices(devices)) if workers else None
+
+    def ready() -> None:
+        typer.echo(f"serving {url}  (API: {url}/docs, store: {store.split('@')[-1]})")
+        if supervisor is not None:
+            supervisor.start()
+
+    try:
+        server.serve(store, listener, token=token, lease_seconds=lease_seconds, on_ready=ready)
+    finally:
+        if supervisor is not None:
+            supervisor.stop()
+
+
+def worker(
+    server: Server = DEFAULT_SERVER,
+    token: AuthToken = None,
+    pack: Pack = "auto",
+    study: Annotated[str | None, typer.Option(help="work for this study alone")] = None,
+    name: Annotated[str | None, typer.Option(help="stable identity; host and process id by default")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="threads of this worker")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps or cuda:N")] = "auto",
+    checkpoints: Annotated[
+        str | None, typer.Option(envvar="HPSEARCH_CHECKPOINTS", help="folder or URL where retried trials go on from")
+    ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="training between two checkpoints")] = 10,
+    allow: Allow = None,
+    path: TaskPath = None,
+) -> None:
+    """Lease trials from a server and train them, until stopped."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    _log(logging.WARNING)
+    import platform
+
+    from hpsearch.http import Connection
+    from hpsearch.worker.loop import Runner, stop_on_signals, stop_with_parent, work
+    from hpsearch.worker.session import Session
+
+    width = _pack_width(pack)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    if parent := os.environ.get("HPSEARCH_PARENT"):
+        stop_with_parent(stop, int(parent))
+    try:
+        from hpsearch.training.devices import devices
+        from hpsearch.worker.checkpoints import Checkpoints, default_folder
+        from hpsearch.worker.task import TaskRunner
+        from hpsearch.worker.train import TrainRunner
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
+    known = ["cpu", *devices()]
+    if device not in ("auto", *known):
+        raise InvalidInput(f"--device {device} is not on this machine: it has {', '.join(dict.fromkeys(known))}")
+    chosen = devices()[0] if device == "auto" else device
+    kept = Checkpoints(checkpoints or default_folder(), every_seconds=checkpoint_seconds)
+    runners: dict[str, Runner] = {
+        "train": TrainRunner(
+            device=chosen, threads=threads, width=width, n_workers=os.cpu_count() or 1, checkpoints=kept
+        )
+    }
+    if allow:
+        runners["task"] = TaskRunner(
+            allow=allow, folders=path or [], device=chosen, threads=threads, width=width, checkpoints=kept
+        )
+    info = {"device": chosen, "threads": threads, "pack": pack}
+    session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)
+    work(session, runners, study=study)
+
+
+def _pack_width(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise InvalidInput(f"--pack {text}: give auto, or a number from 1 to 1024")
+    return int(text)

@@ -1,0 +1,96 @@
+"""SQL that is written out, for the few statements that every report and every result needs.
+
+Building a statement from expressions, and having each value converted by its column's type, takes SQLAlchemy several
+times as long as the database takes to run it. What is here takes and gives the values as the database keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection
+
+Rows = Sequence[tuple[Any, ...]]
+Change = tuple["Bulk", Rows]
+"""A change of many rows, not run yet."""
+
+_LIST = re.compile(r"= ANY \(%s::\w+\[\]\)")
+_LOCK = re.compile(r" FOR (NO KEY UPDATE|SHARE)( OF \w+)?( SKIP LOCKED)?")
+
+
+class Statement:
+    """One statement, in the words of PostgreSQL.
+
+    SQLite is given the same with ``?`` for ``%s``, ``IN (SELECT value FROM json_each(?))`` for ``= ANY (%s::type[])``
+    and without locking clauses: there the whole database is locked.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._postgres = " ".join(text.split())
+        sqlite = _LIST.sub("IN (SELECT value FROM json_each(%s))", _LOCK.sub("", self._postgres))
+        self._sqlite = sqlite.replace("%s", "?")
+
+    def rows(self, connection: Connection, *values: Any) -> Rows:
+        """Run it and read all of its rows; a list stands for the values of ``ANY``."""
+        if connection.dialect.name == "postgresql":
+            return connection.exec_driver_sql(self._postgres, values).all()  # type: ignore[return-value]
+        return _sqlite(connection).execute(self._sqlite, _sqlite_values(values)).fetchall()
+
+    def run(self, connection: Connection, *values: Any) -> int:
+        """Run it; returns how many rows it changed."""
+        if connection.dialect.name == "postgresql":
+            return connection.exec_driver_sql(self._postgres, values).rowcount
+        return _sqlite(connection).execute(self._sqlite, _sqlite_values(values)).rowcount
+
+
+def _sqlite(connection: Connection) -> sqlite3.Connection:
+    """The driver's own connection: its errors are known to :mod:`hpsearch_storage.faults` as they are."""
+    return connection.connection.driver_connection  # type: ignore[return-value]
+
+
+def _sqlite_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(json.dumps(value) if isinstance(value, list) else value for value in values)
+
+
+class Bulk:
+    """One change of many rows: on SQLite row after row by the driver, on PostgreSQL one statement over arrays.
+
+    Args:
+        sqlite: the statement for one row, with ``?``.
+        postgres: the statement that reads ``{rows}``, a table of the columns named in ``types``.
+        types: name → PostgreSQL's type, in the order of the values of a row.
+    """
+
+    def __init__(self, *, sqlite: str, postgres: str, types: dict[str, str]) -> None:
+        arrays = ", ".join(f"%s::{kind}[]" for kind in types.values())
+        self.sqlite = " ".join(sqlite.split())
+        self.postgres = " ".join(postgres.split()).format(rows=f"unnest({arrays}) AS given ({', '.join(types)})")
+
+    def run(self, connection: Connection, rows: Rows) -> None:
+        """Change the rows; none is fine."""
+        run_together(connection, (self, rows))
+
+
+def run_together(connection: Connection, *changes: Change) -> None:
+    """Make changes of different tables: on PostgreSQL in one statement, which waits once for an answer."""
+    given = [(bulk, rows) for bulk, rows in changes if rows]
+    if not given:
+        return
+    if connection.dialect.name == "postgresql":
+        columns = tuple(list(column) for _, rows in given for column in zip(*rows, strict=True))
+        connection.exec_driver_sql(_together(tuple(bulk for bulk, _ in given)), columns)
+        return
+    for bulk, rows in given:
+        _sqlite(connection).executemany(bulk.sqlite, rows)
+
+
+@lru_cache(maxsize=64)
+def _together(bulks: tuple[Bulk, ...]) -> str:
+    *first, last = [bulk.postgres for bulk in bulks]
+    named = ", ".join(f"change_{i} AS ({text})" for i, text in enumerate(first))
+    return f"WITH {named} {last}" if named else last
