@@ -5,13 +5,20 @@ EDITABLE ?= -e
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check format install browser clean
+.PHONY: demo test chaos check format install browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hpsearch run examples/digits.yaml --workers 2 --store sqlite:///hpsearch.db
 
 test: $(VENV)/.installed-dev browser check
 	$(BIN)/python -m pytest -n 2
+
+# Ten minutes and 1,000 faults on each database; make chaos MINUTES=1 FAULTS=100 is shorter.
+MINUTES ?= 10
+FAULTS ?= 1000
+chaos: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/chaos/driver.py sqlite --minutes $(MINUTES) --faults $(FAULTS)
+	PYTHONPATH=tests $(BIN)/python tests/chaos/driver.py postgresql --minutes $(MINUTES) --faults $(FAULTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

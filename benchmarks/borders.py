@@ -24,12 +24,12 @@ from scipy.stats import beta
 from benchmarks import surfaces_real
 from benchmarks.border_rules import UP, Border, Trials, ax, naive, skore
 from benchmarks.surfaces_synthetic import FAMILIES, Floats, Surface, surfaces
-from hpsearch.search.borders import FlagVerdict, border_flags
+from hpsearch.search.borders import FlagVerdict, border_flags, worth_extending
 from hpsearch.space import FloatParam, Space
 from hpsearch.trial import Trial, TrialState
 
 N_TRIALS = 60
-RULES = ("ours", "ours, likely", "naive", "Ax", "skore")
+RULES = ("ours", "ours, likely", "ours, extends", "naive", "Ax", "skore")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -117,7 +117,9 @@ class Said:
 def ask(study: Trials, *, seed: int) -> Said:
     """What every rule says of a study."""
     flags = border_flags("coarse", study.space, study.trials, UP)
-    ours = {"ours": flags, "ours, likely": [f for f in flags if f.level != "watch"]}
+    likely = [f for f in flags if f.level != "watch"]
+    extends = worth_extending("coarse", study.space, study.trials, UP)
+    ours = {"ours": flags, "ours, likely": likely, "ours, extends": extends}
     peers = {"naive": naive(study), "Ax": ax(study, seed=seed), "skore": skore(study)}
 
     def with_verdicts(*verdicts: FlagVerdict) -> dict[str, set[Border]]:

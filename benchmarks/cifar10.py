@@ -6,8 +6,8 @@ A two-layer net with 50 hidden units, lr 1e-6 to 1e-3, reg 1e-5 to 1e5, 45,000 t
 100 coarse trials of one epoch (cs231n, "Hyperparameter optimization"). Ours is ``hpsearch run`` as a user types it,
 start-up, checks and store included. Beside it Optuna's TPE with its Hyperband pruner over the same net, initial
 weights and loop in plain PyTorch, in as many processes and threads as train most samples per second here, measured
-before; its processes share a journal file. Both end when a trial reaches the target; the peer at any epoch of any trial, ours when one
-completes. Both read the same cache of decoded images, which is made before.
+before; its processes share a journal file. The peer ends at the first epoch of any trial that reaches the target, ours
+when such a trial completes. Both read the same cache of decoded images, which is made before.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def best_setting(size: Size, seconds: float = 3.0) -> tuple[int, int, dict[str, 
     while processes <= cores:
         threads = max(1, cores // processes)
         barrier, found = context.Barrier(processes), context.Queue()
-        crew = [context.Process(target=_measure, args=(size, threads, seconds, barrier, found)) for _ in range(processes)]
+        job = (size, threads, seconds, barrier, found)
+        crew = [context.Process(target=_measure, args=job) for _ in range(processes)]
         for process in crew:
             process.start()
         rates[processes, threads] = sum(found.get() for _ in crew)
@@ -205,7 +206,7 @@ def best_setting(size: Size, seconds: float = 3.0) -> tuple[int, int, dict[str, 
     return processes, threads, {f"{p} × {t} threads": rate for (p, t), rate in rates.items()}
 
 
-def _optimize(size: Size, threads: int, journal: str, number: int, cap: float, reached: Any, told: Any) -> None:
+def _optimize(size: Size, threads: int, journal: str, number: int, *, cap: float, reached: Any, told: Any) -> None:
     """One process of the peer: trials until somebody reaches the target or the time is over."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -254,7 +255,11 @@ def optuna_seconds(size: Size, processes: int, threads: int, cap: float) -> dict
         journal = str(Path(folder) / "journal.log")
         start = time.perf_counter()
         crew = [
-            context.Process(target=_optimize, args=(size, threads, journal, number, cap, reached, told))
+            context.Process(
+                target=_optimize,
+                args=(size, threads, journal, number),
+                kwargs={"cap": cap, "reached": reached, "told": told},
+            )
             for number in range(processes)
         ]
         for process in crew:
@@ -276,11 +281,12 @@ def compare(size: Size, cap: float) -> str:
     best = mine["best"]
     at_least = "" if peer["reached"] else "≥ "
     got = best is not None and best.value >= size.target
+    winner = f"{best.value:.4f} with {json.dumps(best.params)}" if best else "none"
     lines = [
         f"Seconds to val_accuracy {size.target:g} on {size.validation:,} validation images, {size.train:,} to train:",
         "",
         f"- ours (`hpsearch run`, all of it): **{mine['seconds']:.0f} s**{'' if got else ', not reached'}; "
-        f"{'; '.join(mine['stages'])}; best {best.value if best else math.nan:.4f} with {json.dumps(best.params) if best else 'nothing'}",
+        f"{'; '.join(mine['stages'])}; best {winner}",
         f"- Optuna TPE + Hyperband, {processes} × {threads} threads: **{at_least}{peer['seconds']:.0f} s**"
         f"{'' if peer['reached'] else ' (given up)'}; {peer['trials']} trials, best {peer['best']:.4f}; samples per "
         f"second {', '.join(f'{name}: {rate:,.0f}' for name, rate in rates.items())}",

@@ -85,16 +85,14 @@ class ServiceRun:
         self.store = MemoryStore()
         self.coordinator = Coordinator(self.store, clock=self.clock, lease_ttl=timedelta(days=365))
         self._me = WorkerHello("simulated", None, {})
-        self._left: dict[int, int] = {}
-        """Trial → epoch of its checkpoint: one that was stopped may be promoted."""
 
     def run(self) -> Found:
         self.coordinator.submit(self.spec)
         while held := self.coordinator.lease(self._me, self.width, study=self.spec.name):
             groups: dict[tuple[int, int], list[Assignment]] = {}
             for assignment in held:
-                place = self._left.get(assignment.lease.trial, 0), assignment.lease.epochs
-                groups.setdefault(place, []).append(assignment)
+                start = assignment.resume_from.step if assignment.resume_from else 0  # we keep every checkpoint
+                groups.setdefault((start, assignment.lease.epochs), []).append(assignment)
             for (trained, epochs), group in groups.items():
                 self._train(group, trained, epochs)
             self.coordinator.tick()
@@ -107,12 +105,12 @@ class ServiceRun:
             + ", ".join(f"{n} [{p.low:.2g}, {p.high:.2g}]" for n, p in s.space.items())  # type: ignore[union-attr]
             for s in stages
         ]
-        return Found(point, self.epochs, self.clock.seconds, {"state": study.state, "why": study.reason, "stages": shown})
+        notes = {"state": study.state, "why": study.reason, "stages": shown}
+        return Found(point, self.epochs, self.clock.seconds, notes)
 
     def _train(self, group: list[Assignment], trained: int, epochs: int) -> None:
         """Some trials in lockstep from the epoch that they were left at to their ends."""
         curves = {a.lease.token: self._curves(a) for a in group}
-        numbers = {a.lease.token: a.lease.trial for a in group}
         for epoch in range(trained + 1, epochs + 1):
             self.clock.seconds += self._cost(len(curves))
             self.epochs += len(curves)
@@ -131,7 +129,6 @@ class ServiceRun:
                         continue
                     value_or_none = None if state is TrialState.DIVERGED else value
                     results.append(Result(report.token, state, value_or_none, decision.reason))
-                    self._left[numbers[report.token]] = epoch
                 del curves[report.token]
             if results:
                 self.coordinator.finish(self._me.name, results)
@@ -147,7 +144,8 @@ class ServiceRun:
 
     def _cost(self, n_trials: int) -> float:
         """Seconds of one epoch; a narrow pack is no faster than its trials one after the other."""
-        return min(n_trials * self.table.plain_seconds, max(self.table.plain_seconds, n_trials * self.table.pack_seconds))
+        plain, pack = self.table.plain_seconds, self.table.pack_seconds
+        return min(n_trials * plain, max(plain, n_trials * pack))
 
 
 def _state(value: float, action: Action, *, last: bool) -> TrialState | None:

@@ -19,10 +19,10 @@ from hpsearch.search.ranking import finalist_params
 from hpsearch.search.refining import difference, narrow
 from hpsearch.search.samplers import n_planned
 from hpsearch.search.scale import to_unit
-from hpsearch.space import CategoricalParam, Param, Space
+from hpsearch.space import CategoricalParam, FloatParam, Param, Space
 from hpsearch.spec import StageSpec, StudySpec
 from hpsearch.study import NewStage, Stage
-from hpsearch.trial import Trial
+from hpsearch.trial import Trial, TrialState
 
 ACTED_ON = ("likely", "strong")
 """Levels of a flag at which a stage past the border is proposed, or opened."""
@@ -127,8 +127,13 @@ def _child(
     return _watched(spec, NewStage(following, space, n_trials, parent=parent.name, difference=changed, plan=plan))
 
 
+def to_act_on(flags: Iterable[Flag]) -> list[Flag]:
+    """Those of a stage's flags that propose a stage past their borders."""
+    return [f for f in flags if f.level in ACTED_ON and f.verdict == FlagVerdict.WIDEN]
+
+
 def extension(
-    spec: StudySpec, stages: Sequence[Stage], stage: Stage, flags: Iterable[Flag], *, limited: bool
+    spec: StudySpec, stages: Sequence[Stage], stage: Stage, flags: Sequence[Flag], *, limited: bool
 ) -> Proposal | None:
     """The stage past the flagged borders of this one, None if there is no such border.
 
@@ -136,16 +141,35 @@ def extension(
     and inherits the parent's trials that lie inside. With ``limited`` the stage's ``max_extensions`` counts, as it
     does for stages that open by themselves.
     """
+    borders = ", ".join(f"the {f.side} border of {f.parameter} (p = {f.p_value:.2g})" for f in flags)
+    why = f"the best trials of {stage.name} lie at {borders}"
+    return _beyond(spec, stages, stage, _past(stage.space, flags), suffix="wider", why=why, limited=limited)
+
+
+def lowered(spec: StudySpec, stages: Sequence[Stage], stage: Stage) -> Proposal | None:
+    """The stage below the range of lr, where every trial of this one diverged; None if lr is not searched."""
+    name = next((n for n in ("lr", "optimizer.lr") if n in stage.space), None)
+    n_diverged = stage.counts.get(TrialState.DIVERGED, 0)
+    param = stage.space[name] if name is not None else None
+    if not isinstance(param, FloatParam) or not param.log or not n_diverged or n_diverged < stage.n_finished:
+        return None
+    low = max(param.low * (param.low / param.high), param.hard_low or 0.0)
+    space = {**stage.space, name: param.model_copy(update={"low": low, "high": param.low})} if low < param.low else {}
+    why = f"all {n_diverged} trials of {stage.name} diverged: lr starts too high"
+    return _beyond(spec, stages, stage, space or stage.space, suffix="lower", why=why, limited=True)
+
+
+def _beyond(
+    spec: StudySpec, stages: Sequence[Stage], stage: Stage, space: Space, *, suffix: str, why: str, limited: bool
+) -> Proposal | None:
     planned = spec.stages[stage.plan]
     done = any(s.parent == stage.name and s.extension > 0 for s in stages)
     if done or stage.spec.top is not None or (limited and stage.extension >= planned.max_extensions):
         return None
-    widened = [f for f in flags if f.level in ACTED_ON and f.verdict == FlagVerdict.WIDEN and f.proposed is not None]
-    space = _past(stage.space, widened)
     if space == stage.space:
         return None
     number = stage.extension + 1
-    base = planned.name + ("-wider" if number == 1 else f"-wider-{number}")
+    base = f"{planned.name}-{suffix}" + ("" if number == 1 else f"-{number}")
     share = _new_share(stage.space, space)
     n_trials = min(max(math.ceil(share * planned.n_trials), MIN_EXTENSION), planned.n_trials)
     update = {"name": _free(base, stages), "trials": n_trials, "advance": "auto"}
@@ -158,9 +182,9 @@ def extension(
         plan=stage.plan,
         extension=number,
         exclude=stage.space,
+        reason=why,
     )
-    borders = ", ".join(f"the {f.side} border of {f.parameter} (p = {f.p_value:.2g})" for f in widened)
-    return Proposal("extension", _watched(spec, new), f"the best trials of {stage.name} lie at {borders}")
+    return Proposal("extension", _watched(spec, new), why)
 
 
 def _past(space: Space, flags: Sequence[Flag]) -> Space:

@@ -123,7 +123,7 @@ class Coordinator:
         return study, created
 
     def set_state(self, name: str, state: StudyState, *, reason: str | None = None) -> Study:
-        """Pause, resume or cancel a study; a stage that waits for its user opens on resuming. Raises NotFound, Conflict."""
+        """Pause, resume or cancel a study; resuming opens a stage that waits. Raises NotFound, Conflict."""
         study = self.store.study(name)
         if state is StudyState.RUNNING and study.state is StudyState.PAUSED:
             self.stages.open_waiting(study)
@@ -330,6 +330,10 @@ class Coordinator:
         if now >= self._reap_from and self.store.reap(now=now, max_lost=MAX_LOST):
             self._changed()
         self.settle()
+
+    def was_away(self) -> None:
+        """Take nothing back for the length of a lease: the server or its store did not answer, nobody could renew."""
+        self._reap_from = self.clock() + self.lease_ttl
 
     def settle(self) -> None:
         """End every stage that is over, and open what follows. See :class:`hpsearch.stages.Stages`."""

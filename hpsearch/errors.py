@@ -6,6 +6,8 @@ HpsearchError
 │   └── DataError           training data that cannot be used
 ├── NotFound                no study, stage, trial or figure of that name
 ├── Conflict                the request contradicts the state of the study
+├── TooMuch                 a request for more than the server's limits allow
+├── TooMany                 something is used up for now: try again later
 ├── StoreError              the database
 │   ├── StoreUnreachable    it does not answer, or refuses us
 │   ├── StoreInUse          another server holds the SQLite file
@@ -71,6 +73,25 @@ class NotFound(HpsearchError):
 
 class Conflict(HpsearchError):
     """The request contradicts what is there."""
+
+
+class TooMuch(HpsearchError):
+    """A request for more than a limit of the server allows."""
+
+    def __init__(self, what: str, limit: int, name: str) -> None:
+        super().__init__(f"{what}: at most {limit}, the server's limit {name!r}")
+
+
+class TooMany(HpsearchError):
+    """Something is used up for now.
+
+    Attributes:
+        retry_seconds: when to try again.
+    """
+
+    def __init__(self, what: str, limit: int, name: str, *, retry_seconds: int) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(f"{what}: at most {limit}, the server's limit {name!r}; try again later")
 
 
 class StoreError(HpsearchError):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
 from hpsearch.advancing import inherits
 from hpsearch.methods import NoStopping
-from hpsearch.search.borders import Flag, border_flags
+from hpsearch.search.borders import Flag, border_flags, worth_extending
 from hpsearch.search.confirming import Finalist, finalists
 from hpsearch.search.samplers import adaptive_numbers
 from hpsearch.search.stopping import saved_epochs
 from hpsearch.space import Params, check_params
+from hpsearch.spec import Metric
 from hpsearch.store import Store, TrialQuery, all_trials
 from hpsearch.study import Stage, StageState, Study
 from hpsearch.trial import Trial, TrialState
+
+FLAG_SAMPLE = 5_000
+"""A stage with more ended trials is judged by a sample of so many: more would tell nothing else, but take memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,11 @@ class Insights:
             return ()
         return self._flags_at(study.name, study.id, stage.index, _version(stages, stage))
 
+    def worth_extending(self, study: Study, stages: Sequence[Stage], stage: Stage) -> list[Flag]:
+        """The borders of a stage that is done that a stage of its own should go past."""
+        trials, adaptive = self.evidence(study.id, stages, stage), self._adaptive(study.id, stages, stage)
+        return worth_extending(stage.name, stage.space, trials, study.spec.metric, adaptive=adaptive)
+
     def n_inherited(self, study: Study, stages: Sequence[Stage], stage: Stage) -> int:
         """How many trials of its parents a stage takes as its own evidence."""
         parent = _heir_of(stages, stage)
@@ -170,11 +179,25 @@ class Insights:
         del version  # part of the key
         stages = self._store.stages(study_id)
         stage = stages[index]
-        trials = self.evidence(study_id, stages, stage)
         metric = self._store.study(name).spec.metric
+        if stage.n_finished > FLAG_SAMPLE:
+            return self._sampled_flags(study_id, stage, metric)
+        trials = self.evidence(study_id, stages, stage)
         return tuple(
             border_flags(stage.name, stage.space, trials, metric, adaptive=self._adaptive(study_id, stages, stage))
         )
+
+    def _sampled_flags(self, study_id: int, stage: Stage, metric: Metric) -> tuple[Flag, ...]:
+        """The flags of a huge stage by every so many-th trial of its own, which their messages say.
+
+        An odd step: a power of two would see one corner of a grid, or of a Sobol sequence.
+        """
+        every = (-(-stage.n_finished // FLAG_SAMPLE)) | 1
+        trials = all_trials(self._store, study_id, TrialQuery(stage=stage.name, every=every))
+        adaptive = adaptive_numbers(stage.spec.sampler, trials) if not stage.spec.sampler.is_own else ()
+        said = f" (judged by {len(trials):,} of {stage.n_finished:,} trials)"
+        flags = border_flags(stage.name, stage.space, trials, metric, adaptive=adaptive)
+        return tuple(replace(flag, message=flag.message + said) for flag in flags)
 
     def _adaptive(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> set[int]:
         """Numbers of the trials among a stage's evidence whose params followed from earlier results."""

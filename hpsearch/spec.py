@@ -14,7 +14,9 @@ from hpsearch.errors import Fault, InvalidInput, InvalidSpec
 from hpsearch.methods import EarlyStopping, NoStopping, Sampler, StageSampler
 from hpsearch.objective import (
     ALIASES,
+    CommandObjective,
     Objective,
+    PythonObjective,
     TaskObjective,
     Trained,
     TrainObjective,
@@ -22,6 +24,7 @@ from hpsearch.objective import (
     searchable_paths,
     train_metrics,
 )
+from hpsearch.objective.command import OF_TRIAL, placeholders, variable
 from hpsearch.space import MAX_INT, Space
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -172,6 +175,10 @@ class StudySpec(Document):
             self._check_metric(self.objective)
         if isinstance(self.objective, TrainObjective | TaskObjective):
             self._check_trained(self.objective)
+        if isinstance(self.objective, PythonObjective | CommandObjective):
+            self._check_own_code(self.objective.kind)
+        if isinstance(self.objective, CommandObjective):
+            self._check_command(self.objective)
         return self
 
     def _check_open_ended(self) -> None:
@@ -208,6 +215,26 @@ class StudySpec(Document):
                     raise _fault(
                         f"{value!r} does not fit {path}: {error.errors()[0]['msg']}", f"space.{name}"
                     ) from None
+
+    def _check_own_code(self, kind: str) -> None:
+        for i, stage in enumerate(self.stages):
+            for name in ("folds",) if stage.top is not None else ("folds", "seeds"):
+                if getattr(stage, name) is not None:
+                    text = f"code of kind {kind} is called once for each trial: leave {name} out"
+                    raise _fault(text, f"stages.{i}.{name}")
+
+    def _check_command(self, objective: CommandObjective) -> None:
+        names = [*self.space, *(name for name in objective.params if name not in self.space)]
+        for i, argument in enumerate(objective.argv):
+            for name in placeholders([argument]):
+                if name not in names and name not in OF_TRIAL:
+                    hint = unknown(name, [*names, *OF_TRIAL], what="placeholder")
+                    raise _fault(f"{hint}; braces themselves are written {{{{ and }}}}", f"objective.argv.{i}")
+        variables: dict[str, str] = {}
+        for name in names:
+            other = variables.setdefault(variable(name), name)
+            if other != name:
+                raise _fault(f"{other!r} and {name!r} share the variable {variable(name)}: rename one", f"space.{name}")
 
     @staticmethod
     def _check_schedule(objective: Trained, epochs: int, stage: int) -> None:

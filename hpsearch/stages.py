@@ -50,8 +50,11 @@ class Stages:
         if stage.is_done and self._stopper.promote(study.id, study.name, stage.name, ending=stage):
             return True  # not over: trials that were stopped go on
         over = stage.is_done or _is_hopeless(stage)
-        if over and not stage.counts.get(TrialState.COMPLETED) and stage.extension == 0:
-            return self._end(study, StudyState.FAILED, self._why_none_completed(study, stage))
+        if over and not stage.counts.get(TrialState.COMPLETED):
+            if self._lower(study, stage):
+                return True
+            if not self._has_result(study):
+                return self._end(study, StudyState.FAILED, self._why_none_completed(study, stage))
         if over and study.state is StudyState.PAUSED and self._next_is_manual(study, stage):
             return False  # it waits for its user
         if reason := self._reason_to_stop(study, stage):
@@ -86,11 +89,22 @@ class Stages:
         if stage.spec.on_border != "extend":
             return False
         stages = self._store.stages(study.id)
-        flags = self._insights.stage_flags(study, stages, stages[stage.index])
-        proposal = advancing.extension(study.spec, stages, stage, flags, limited=True)
+        flags = self._insights.worth_extending(study, stages, stage)
+        return self._open(study, stage, advancing.extension(study.spec, stages, stage, flags, limited=True))
+
+    def _lower(self, study: Study, stage: Stage) -> bool:
+        """Open a stage below the range of lr, after one that asks for it and all of whose trials diverged."""
+        if stage.spec.on_border != "extend":
+            return False
+        return self._open(study, stage, advancing.lowered(study.spec, self._store.stages(study.id), stage))
+
+    def _open(self, study: Study, stage: Stage, proposal: Proposal | None) -> bool:
         if proposal is None:
             return False
         return self._store.open_stage(study.id, stage.index + 1, proposal.stage, now=self._clock())
+
+    def _has_result(self, study: Study) -> bool:
+        return any(s.counts.get(TrialState.COMPLETED) for s in self._store.stages(study.id))
 
     def _end(self, study: Study, state: StudyState, reason: str | None) -> bool:
         self._store.set_state(study.id, state, reason=reason, now=self._clock())
@@ -156,7 +170,7 @@ class Stages:
         for stage in reversed([s for s in stages if s.spec.top is None]):
             flags = self._insights.stage_flags(study, stages, stage)
             new = [f for f in flags if Border(f.stage, f.parameter, f.side) not in seen]
-            if proposal := advancing.extension(study.spec, stages, stage, new, limited=False):
+            if proposal := advancing.extension(study.spec, stages, stage, advancing.to_act_on(new), limited=False):
                 found.append(proposal)
         last = stages[-1]
         if last.counts.get(TrialState.COMPLETED):

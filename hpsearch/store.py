@@ -97,7 +97,7 @@ class Store(Protocol):
     Events (kind → data): ``study`` → ``{state, reason}``; ``stage`` → ``{stage, index, state, n_trials}``;
     ``trial`` → ``{number, stage, state, value, step, params, reason}`` on every change of a trial's state
     (not on its creation in state queued); ``flag`` → ``{stage, parameter, side, note}``; ``test`` → the one
-    reading of the test split.
+    reading of the test split; ``thinned`` → ``{keep_every, n_removed, trials}``, metrics that were removed.
     """
 
     # -- studies ----------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ class NewStage:
         extension: how many stages past a border stand before it on the same plan, itself included; 0 for none.
         exclude: a part of its space that its parent has sampled already, where it draws nothing.
         watched: whether it may be settled before it is done.
+        reason: why it was opened beside the plan, a sentence.
     """
 
     spec: StageSpec
@@ -109,6 +110,7 @@ class NewStage:
     extension: int = 0
     exclude: Space | None = None
     watched: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Stage:
         n_created: how many of its ``n_trials`` planned trials have been created.
         counts: how many trials are in each state (those added from outside included).
         n_epochs: epochs that its ended trials trained, the last step of each summed.
-        plan, extension, exclude, watched: as in :class:`NewStage`.
+        plan, extension, exclude, watched, reason: as in :class:`NewStage`.
     """
 
     id: int
@@ -141,6 +143,7 @@ class Stage:
     extension: int = 0
     exclude: Space | None = None
     watched: bool = False
+    reason: str | None = None
 
     @property
     def name(self) -> str:

@@ -4,33 +4,76 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp
 
 from hpsearch import __version__
 from hpsearch.coordinator import Coordinator
 from hpsearch.errors import StoreError
-from hpsearch_api import problems
+from hpsearch_api import describing, problems
 from hpsearch_api.changes import Changes
+from hpsearch_api.feeds import Feeds
 from hpsearch_api.memory import Memory
-from hpsearch_api.routes import events, figures, health, leases, optuna, pages, stages, studies, trials
-from hpsearch_api.security import Guard
+from hpsearch_api.routes import events, figures, health, leases, login, optuna, pages, stages, studies, trials
+from hpsearch_api.security import Doorkeeper, Guard, Limits, Scope
+from hpsearch_api.telemetry import Meters, Telemetry
+from hpsearch_api.telemetry.tracing import Tracer, tracer_from_environment
+from hpsearch_storage import SqlStore
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 16 * 2**20
-"""Bytes of a request's body."""
+ENVIRONMENT_TOKEN = "HPSEARCH_TOKEN"
+"""Name of the token that a server process was given; its scope is ``admin``."""
 TICK_SECONDS = 1.0
+AWAY_SECONDS = 5 * TICK_SECONDS
+"""Who ticks as late as that has not answered workers either."""
 
 
-def create_app(coordinator: Coordinator, *, token: str | None = None) -> FastAPI:
-    """The application over a coordinator, guarded by a token if one is given. It does not close the store."""
+class _App(FastAPI):
+    """An application whose outermost layer sees every answer, those to unforeseen errors too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Telemetry(super().build_middleware_stack(), meters=self.state.meters, tracer=self.state.tracer)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describing.with_security(super().openapi())
+        return self.openapi_schema
+
+
+def create_app(
+    coordinator: Coordinator,
+    *,
+    token: str | None = None,
+    worker_token: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - immutable
+    tracer: Tracer | None = None,
+) -> FastAPI:
+    """The application over a coordinator. It does not close the store.
+
+    Args:
+        coordinator: what it answers from.
+        token: one that may do everything, beside those of the store; without any, this machine alone may.
+        worker_token: one for workers of this process.
+        limits: what clients may ask for.
+        tracer: takes traces; None makes one as the environment says.
+    """
     changes = Changes()
     coordinator.on_change(changes.ring)
+    given = {ENVIRONMENT_TOKEN: (token, Scope.ADMIN), "workers of the server": (worker_token, Scope.WORK)}
+    known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
+    store = coordinator.store
+    doorkeeper = Doorkeeper(store.tokens if isinstance(store, SqlStore) else None, known)
+    meters = Meters(store)
+    feeds = Feeds(store, changes, limit=limits.streams, on_number=meters.streams.set)
+    traced = tracer or tracer_from_environment()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -38,9 +81,11 @@ def create_app(coordinator: Coordinator, *, token: str | None = None) -> FastAPI
         ticking = asyncio.create_task(_tick(coordinator))
         yield
         changes.close()
+        feeds.close()
         ticking.cancel()
+        traced.close()
 
-    app = FastAPI(
+    app = _App(
         title="hpsearch",
         version=__version__,
         summary="Hyperparameter search as a service",
@@ -50,20 +95,31 @@ def create_app(coordinator: Coordinator, *, token: str | None = None) -> FastAPI
     app.state.coordinator = coordinator
     app.state.changes = changes
     app.state.memory = Memory()
+    app.state.doorkeeper = doorkeeper
+    app.state.feeds = feeds
+    app.state.limits = limits
+    app.state.meters = meters
+    app.state.tracer = traced
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=5)
-    app.add_middleware(Guard, token=token, max_body=MAX_BODY)
+    app.add_middleware(Guard, doorkeeper=doorkeeper, limits=limits)
     problems.install(app)
     # What is asked for most comes first: routes are looked through in this order.
-    for module in (leases, studies, stages, trials, events, figures, optuna, health, pages):
+    for module in (leases, studies, stages, trials, events, figures, optuna, health, login, pages):
         app.include_router(module.router)
+    app.include_router(figures.compare_router)
     return app
 
 
 async def _tick(coordinator: Coordinator) -> None:
+    ticked = time.monotonic()
     while True:
+        if time.monotonic() - ticked > AWAY_SECONDS:  # this process was stopped, or its machine asleep
+            coordinator.was_away()
+        ticked = time.monotonic()
         try:
             await run_in_threadpool(coordinator.tick)
         except StoreError as error:
+            coordinator.was_away()
             log.warning("the store does not answer, trying again: %s", error)
         except Exception:
             log.exception("settling failed, trying again")

@@ -18,6 +18,8 @@ class Changes:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell = asyncio.Event()
+        self.draining = False
+        """The server is about to stop; it answers still."""
         self.closing = False
 
     def start(self) -> None:
@@ -31,6 +33,7 @@ class Changes:
 
     def close(self) -> None:
         """Wake all that wait, and tell them to end."""
+        self.draining = True
         self.closing = True
         self.ring()
 

@@ -12,6 +12,8 @@ from hpsearch.study import Study
 from hpsearch_api.changes import Changes
 from hpsearch_api.memory import Memory
 from hpsearch_api.models import Problem
+from hpsearch_api.security.limits import Limits
+from hpsearch_api.telemetry.metrics import Meters
 
 
 async def _coordinator(request: Request) -> Coordinator:
@@ -29,9 +31,21 @@ def _memory(request: Request) -> Memory:
     return memory
 
 
+async def _limits(request: Request) -> Limits:
+    limits: Limits = request.app.state.limits
+    return limits
+
+
+async def _meters(request: Request) -> Meters:
+    meters: Meters = request.app.state.meters
+    return meters
+
+
 TheCoordinator = Annotated[Coordinator, Depends(_coordinator)]
 TheChanges = Annotated[Changes, Depends(_changes)]
+TheLimits = Annotated[Limits, Depends(_limits)]
 TheMemory = Annotated[Memory, Depends(_memory)]
+TheMeters = Annotated[Meters, Depends(_meters)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="page size")]
 After = Annotated[str | None, Query(max_length=2000, description="the ``next`` of the page before")]
@@ -39,10 +53,14 @@ After = Annotated[str | None, Query(max_length=2000, description="the ``next`` o
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}, "description": text}
     for status, text in {
+        401: "No valid token.",
+        403: "The token lacks the scope, or the request comes from another site.",
         404: "There is nothing of that name.",
         409: "The request contradicts what is there.",
-        413: "The body is too large.",
+        408: "The body did not come in time.",
+        413: "The body, or what it asks for, is over a limit.",
         422: "The input breaks a rule; `errors` says where and which.",
+        429: "Too many requests; `Retry-After` says when to come again.",
         503: "The store cannot be reached.",
     }.items()
 }

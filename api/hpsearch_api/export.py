@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from hpsearch.space import Param
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import Study
 from hpsearch.trial import Trial
@@ -49,19 +50,58 @@ def csv_rows(store: Store, study: Study, query: TrialQuery) -> Iterator[str]:
         buffer.truncate()
 
 
-def parquet(store: Store, study: Study, query: TrialQuery) -> bytes:
-    """A Parquet file with the same columns."""
+def parquet(store: Store, study: Study, query: TrialQuery) -> Iterator[bytes]:
+    """A Parquet file with the same columns, in pieces as they are made: a row group for each page."""
     import pyarrow as pa  # heavy: only an export needs it
     import pyarrow.parquet as pq
 
-    rows = [trial for page in _pages(store, study, query) for trial in page]
-    columns: dict[str, Any] = {name: [_plain(getattr(trial, name)) for trial in rows] for name in FIELDS}
-    for name, param in study.spec.space.items():
-        values = [trial.params.get(name) for trial in rows]
-        columns[f"params.{name}"] = values if param.type != "categorical" else [_text(value) for value in values]
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue()
+    types = {**_FIELD_TYPES, "started_at": pa.timestamp("us", "UTC"), "ended_at": pa.timestamp("us", "UTC")}
+    schema = pa.schema([*types.items(), *((f"params.{name}", _arrow(p)) for name, p in study.spec.space.items())])
+    sink = _Pieces()
+    with pq.ParquetWriter(sink, schema) as writer:
+        for page in _pages(store, study, query):
+            columns = [[_plain(getattr(trial, name)) for trial in page] for name in FIELDS]
+            for name, param in study.spec.space.items():
+                values = [trial.params.get(name) for trial in page]
+                columns.append(values if param.type != "categorical" else [_text(value) for value in values])
+            writer.write_table(pa.table(columns, schema=schema))
+            yield sink.taken()
+    yield sink.taken()
+
+
+_FIELD_TYPES = {
+    name: {"number": "int64", "value": "float64", "step": "int64", "n_attempts": "int64"}.get(name, "string")
+    for name in FIELDS
+}
+
+
+def _arrow(param: Param) -> str:
+    return {"float": "float64", "int": "int64"}.get(param.type, "string")
+
+
+class _Pieces(io.RawIOBase):
+    """A file that is only written, whose content is taken away piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[bytes] = []
+        self._n_written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        self._pieces.append(piece)
+        self._n_written += len(piece)
+        return len(piece)
+
+    def tell(self) -> int:
+        return self._n_written
+
+    def taken(self) -> bytes:
+        found, self._pieces = b"".join(self._pieces), []
+        return found
 
 
 def _pages(store: Store, study: Study, query: TrialQuery) -> Iterator[list[Trial]]:

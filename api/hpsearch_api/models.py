@@ -127,6 +127,7 @@ class StageView(View):
     ended_at: datetime | None
     spec: dict[str, Any]
     extension: int
+    reason: str | None
     n_inherited: int
     n_epochs: int
     saved_epochs: int
@@ -322,6 +323,32 @@ class FaultView(View):
 
     loc: str
     msg: str
+
+
+class LineFaultView(FaultView):
+    """One wrong place of a text; ``line`` counts from 1."""
+
+    line: int
+
+
+class StageCostView(View):
+    """What a planned stage costs: ``n_epochs`` over all of its trials, folds and repeats."""
+
+    name: str
+    n_trials: int
+    epochs: int
+    n_epochs: int
+
+
+class ValidationView(View):
+    """Whether a text is a study, where it is not, and what it would cost."""
+
+    valid: bool
+    errors: list[LineFaultView]
+    name: str | None = None
+    space: dict[str, Any] | None = None
+    stages: list[StageCostView] = []
+    n_epochs: int | None = None
 
 
 class Problem(View):

@@ -11,7 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from hpsearch.errors import Conflict, Fault, HpsearchError, InvalidInput, InvalidSpec, NotFound, StoreError
+from hpsearch.errors import (
+    Conflict,
+    Fault,
+    HpsearchError,
+    InvalidInput,
+    InvalidSpec,
+    NotFound,
+    StoreError,
+    TooMany,
+    TooMuch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +29,8 @@ STATUS: tuple[tuple[type[HpsearchError], int], ...] = (
     (InvalidInput, 422),
     (NotFound, 404),
     (Conflict, 409),
+    (TooMuch, 413),
+    (TooMany, 429),
     (StoreError, 503),
 )
 """Error → HTTP status; the first class that matches counts."""
@@ -47,7 +59,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unforeseen)
 
 
-def _answer(request: Request, status: int, detail: str, faults: list[Fault] | None = None) -> Response:
+def answer(request: Request, status: int, detail: str, faults: list[Fault] | None = None) -> Response:
+    """A problem document, or to a browser that asks for a page, a page that says the same."""
     wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
     if wants_page:
         from hpsearch_api.routes.pages import error_page
@@ -60,7 +73,10 @@ async def _ours(request: Request, error: Exception) -> Response:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
     if status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error)
-    return _answer(request, status, str(error), error.faults if isinstance(error, InvalidSpec) else None)
+    response = answer(request, status, str(error), error.faults if isinstance(error, InvalidSpec) else None)
+    if isinstance(error, TooMany):
+        response.headers["Retry-After"] = str(error.retry_seconds)
+    return response
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -74,7 +90,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
         elif item["type"] == "json_invalid":
             place = []
         faults.append(Fault(".".join(place), _sentence(item)))
-    return _answer(request, 422, "; ".join(str(fault) for fault in faults), faults)
+    return answer(request, 422, "; ".join(str(fault) for fault in faults), faults)
 
 
 def _sentence(item: dict[str, Any]) -> str:
@@ -89,7 +105,7 @@ def _sentence(item: dict[str, Any]) -> str:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _answer(request, error.status_code, str(error.detail))
+    response = answer(request, error.status_code, str(error.detail))
     response.headers.update(error.headers or {})
     return response
 

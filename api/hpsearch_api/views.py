@@ -146,6 +146,7 @@ def _stage(coordinator: Coordinator, study: Study, stages: list[Stage], stage: S
         ended_at=stage.ended_at,
         spec=stage.spec.model_dump(mode="json", exclude_none=True),
         extension=stage.extension,
+        reason=stage.reason,
         n_inherited=coordinator.insights.n_inherited(study, stages, stage),
         n_epochs=stage.n_epochs,
         saved_epochs=coordinator.insights.saved_epochs(study, stages, stage),

@@ -10,7 +10,7 @@ import typer
 
 from hpsearch import display
 from hpsearch._version import __version__
-from hpsearch.cli import again, database, running, studies
+from hpsearch.cli import again, database, running, studies, tokens
 from hpsearch.cli.options import BAD_INPUT, FAILED, UNREACHABLE
 from hpsearch.errors import HpsearchError, InvalidInput, ServerError, ServerRefused, ServerUnreachable
 
@@ -47,6 +47,7 @@ NAMES = {studies.open_stage: "open", again.read_test: "test", database.import_st
 for command in COMMANDS:
     app.command(NAMES.get(command))(command)
 app.add_typer(database.app, name="db")
+app.add_typer(tokens.app, name="token")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hpsearch import logs
 from hpsearch.errors import InvalidInput
 
 DEFAULT_STORE = "sqlite:///hpsearch.db"
@@ -37,6 +39,21 @@ TaskPath = Annotated[
     list[Path] | None,
     typer.Option("--path", help="folder with modules of tasks, beside the working directory; repeatable"),
 ]
+LogFormat = Annotated[str, typer.Option("--log-format", help="text, or json: one object a line")]
+LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="folder that the data of studies lie in; the working directory by default"),
+]
+
+
+def configure_logs(level: str, form: str) -> None:
+    """Send logs to standard error. Raises InvalidInput."""
+    if level not in ("debug", "info", "warning", "error"):
+        raise InvalidInput(f"--log-level {level}: give debug, info, warning or error")
+    if form not in ("text", "json"):
+        raise InvalidInput(f"--log-format {form}: give text or json")
+    logs.configure(logging.getLevelNamesMapping()[level.upper()], "json" if form == "json" else "text")
 
 
 @contextmanager

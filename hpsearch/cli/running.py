@@ -6,9 +6,9 @@ import logging
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,15 +20,19 @@ from hpsearch.cli.options import (
     FAILED,
     Allow,
     AuthToken,
+    DataRoot,
     Devices,
     Host,
     Json,
+    LogFormat,
+    LogLevel,
     Pack,
     Port,
     Server,
     SpecFile,
     StoreUrl,
     TaskPath,
+    configure_logs,
     server_parts,
 )
 from hpsearch.errors import HpsearchError, InvalidInput, ServerError
@@ -36,10 +40,6 @@ from hpsearch.http import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from hpsearch.spec import StudySpec
-
-
-def _log(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
     from hpsearch.spec import load_study
     from hpsearch.worker.supervisor import Supervisor, find_devices
 
-    _log(logging.WARNING)
+    configure_logs("warning", "text")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     study_spec = load_study(spec)
     check_allowed(study_spec, allow or [])
@@ -79,7 +79,8 @@ def run(
             study.resume()
         try:
             if document["state"] not in ("completed", "failed", "cancelled"):
-                arguments = ["--pack", pack, *worker_options(allow, spec.parent)]
+                # The study is this user's own: its data may lie wherever the user may read.
+                arguments = ["--pack", pack, "--data-root", Path.cwd().anchor, *worker_options(allow, spec.parent)]
                 supervisor = Supervisor(url, workers, arguments, devices=find_devices(devices))
                 supervisor.start()
                 with display.LiveProgress() as progress:
@@ -152,24 +153,50 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8765,
     token: AuthToken = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="certificate chain, PEM: serve HTTPS")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="its private key, PEM")] = None,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option(help="address or network whose X-Forwarded-* count; repeatable")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="what clients may ask for; repeatable", metavar="NAME=NUMBER")
+    ] = None,
     pack: Pack = "auto",
     allow: Allow = None,
+    data_root: DataRoot = None,
     lease_seconds: Annotated[float, typer.Option(min=1, help="how long a silent worker keeps its trials")] = 30,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="/readyz says no so long before the server stops")] = 0,
+    log_format: LogFormat = "text",
+    log_level: LogLevel = "info",
 ) -> None:
     """Serve the HTTP interface and the page until stopped."""
-    _log(logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    configure_logs(log_level, log_format)
+    for noisy in ("alembic", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     server_parts()
     from hpsearch.worker.supervisor import Supervisor, find_devices
     from hpsearch_api import server
+    from hpsearch_api.security import Limits
 
-    if token is not None:
-        os.environ["HPSEARCH_TOKEN"] = token  # for the workers started here
-    listener = server.listen(host, port, token=token)
-    url = server.url_of(listener)
-    arguments = ["--pack", pack, *worker_options(allow)]
-    supervisor = Supervisor(url, workers, arguments, devices=find_devices(devices)) if workers else None
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key belong together: give both or none")
+    if tls_cert is not None and workers:
+        raise InvalidInput("--workers speak to their server without TLS: start them with hpsearch worker --server https://…")
+    settings = server.Settings(
+        token=token,
+        limits=Limits.parse(limit or []),
+        tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
+        trusted_proxies=trusted_proxy or [],
+        drain_seconds=drain_seconds,
+    )
+    listener = server.listen(host, port)
+    url = server.url_of(listener, secure=settings.tls is not None)
+    root = [] if data_root is None else ["--data-root", str(data_root)]
+    arguments = ["--pack", pack, *root, "--log-format", log_format, *worker_options(allow)]
+    supervisor = None
+    if workers:
+        given = {"HPSEARCH_TOKEN": settings.worker_token}
+        supervisor = Supervisor(url, workers, arguments, devices=find_devices(devices), environment=given)
 
     def ready() -> None:
         typer.echo(f"serving {url}  (API: {url}/docs, store: {store.split('@')[-1]})")
@@ -177,7 +204,7 @@ def serve(
             supervisor.start()
 
     try:
-        server.serve(store, listener, token=token, lease_seconds=lease_seconds, on_ready=ready)
+        server.serve(store, listener, settings, lease_seconds=lease_seconds, on_ready=ready)
     finally:
         if supervisor is not None:
             supervisor.stop()
@@ -197,10 +224,14 @@ def worker(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="training between two checkpoints")] = 10,
     allow: Allow = None,
     path: TaskPath = None,
+    data_root: DataRoot = None,
+    log_format: LogFormat = "text",
+    log_level: LogLevel = "warning",
 ) -> None:
     """Lease trials from a server and train them, until stopped."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    _log(logging.WARNING)
+    os.environ.pop("HPSEARCH_TOKEN", None)  # the code of tasks has no use for it
+    configure_logs(log_level, log_format)
     import platform
 
     from hpsearch.http import Connection
@@ -224,14 +255,24 @@ def worker(
         raise InvalidInput(f"--device {device} is not on this machine: it has {', '.join(dict.fromkeys(known))}")
     chosen = devices()[0] if device == "auto" else device
     kept = Checkpoints(checkpoints or default_folder(), every_seconds=checkpoint_seconds)
+    n_workers = os.cpu_count() or 1
+    root = data_root or Path.cwd()
+    if not root.is_dir():
+        raise InvalidInput(f"--data-root {root}: there is no such folder")
     runners: dict[str, Runner] = {
         "train": TrainRunner(
-            device=chosen, threads=threads, width=width, n_workers=os.cpu_count() or 1, checkpoints=kept
+            device=chosen, threads=threads, width=width, n_workers=n_workers, checkpoints=kept, data_root=root
         )
     }
     if allow:
         runners["task"] = TaskRunner(
-            allow=allow, folders=path or [], device=chosen, threads=threads, width=width, checkpoints=kept
+            allow=allow,
+            folders=path or [],
+            device=chosen,
+            threads=threads,
+            width=width,
+            n_workers=n_workers,
+            checkpoints=kept,
         )
     info = {"device": chosen, "threads": threads, "pack": pack}
     session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from hpsearch.document import Document
+from hpsearch.objective.command import CommandObjective
 from hpsearch.objective.data import Data
 from hpsearch.objective.models import Loss, MlpModel, Model
 from hpsearch.objective.optimizers import Optimizer, Regularization
 from hpsearch.objective.params import ALIASES, set_params
 from hpsearch.objective.preprocess import Augment, Step
+from hpsearch.objective.python import PythonObjective
 from hpsearch.objective.task import TaskObjective, is_own
 from hpsearch.space import Params
 
@@ -19,8 +21,10 @@ __all__ = [
     "ALIASES",
     "CLASSIFICATION_METRICS",
     "REGRESSION_METRICS",
+    "CommandObjective",
     "ExternalObjective",
     "Objective",
+    "PythonObjective",
     "TaskObjective",
     "TrainObjective",
     "Trained",
@@ -60,7 +64,10 @@ class ExternalObjective(Document):
 Trained = TrainObjective | TaskObjective
 """What we train: with ``optimizer``, ``regularization``, ``loss`` and ``batch_size``."""
 
-Objective = Annotated[TrainObjective | TaskObjective | ExternalObjective, Field(discriminator="kind")]
+Objective = Annotated[
+    TrainObjective | TaskObjective | PythonObjective | CommandObjective | ExternalObjective,
+    Field(discriminator="kind"),
+]
 
 CLASSIFICATION_METRICS = (
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1",

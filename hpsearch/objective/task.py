@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from hpsearch.document import Document, Text
 from hpsearch.objective.data import Validation
 from hpsearch.objective.models import Loss
 from hpsearch.objective.optimizers import Optimizer, Regularization
+from hpsearch.objective.own import ENTRYPOINT, FixedParams
 from hpsearch.objective.params import ALIASES, set_params
-from hpsearch.space import Params, Value
-
-ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-
-
-def _finite(value: Value) -> Value:
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError("the number must be finite")
-    return value
+from hpsearch.space import Params
 
 
 class TaskObjective(Document):
@@ -30,7 +21,7 @@ class TaskObjective(Document):
     kind: Literal["task"]
     entrypoint: Annotated[Text, Field(pattern=ENTRYPOINT)]
     """``module:Class``, as Python imports it from the worker's folder."""
-    params: Annotated[dict[Text, Annotated[Value, AfterValidator(_finite)]], Field(max_length=100)] = {}
+    params: FixedParams = {}
     """What ``model(params)`` is given beside the trial's own parameters."""
     validation: Validation = 0.2
     """Where the task does not split its data itself."""

@@ -161,6 +161,7 @@ class MemoryStore(Rungs):
             extension=new.extension,
             exclude=new.exclude,
             watched=new.watched,
+            reason=new.reason,
         )
         kept.stages.append(stage)
         kept.log_stage(stage, now)

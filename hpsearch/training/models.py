@@ -14,13 +14,13 @@ from hpsearch.training.layers import (
     Activation,
     Activity,
     Buffer,
+    ImageMean,
     Layer,
     Parameter,
     Pass,
     Relu,
     Residual,
     flatten,
-    image_mean,
     max_pool,
     run,
     run_back,
@@ -202,7 +202,7 @@ def _resnet(parts: Parts, model: ResnetModel, image: tuple[int, int, int], n_out
                 )
             layers += _block(parts, (channels, n_channels), size=(height, width), stride=stride)
             height, width, channels = strided(height, stride), strided(width, stride), n_channels
-    return [*layers, image_mean(), parts.linear(n_outputs, channels, last=True)]
+    return [*layers, ImageMean(), parts.linear(n_outputs, channels, last=True)]
 
 
 def _block(parts: Parts, channels: tuple[int, int], *, size: tuple[int, int], stride: int) -> list[Layer]:

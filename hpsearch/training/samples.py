@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,35 @@ class Samples:
     test: Samples | None = None
 
 
+_root: ContextVar[Path | None] = ContextVar("data_root", default=None)
+
+
+@contextmanager
+def confined(root: Path | None) -> Iterator[None]:
+    """Inside, data are read from this folder alone, links followed; None: from anywhere."""
+    token = _root.set(None if root is None else root.resolve())
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
 def existing(path: str) -> Path:
-    """The path, if there is something at it; raises DataError if not."""
-    found = Path(path).expanduser()
+    """The path, if there is something at it; raises DataError if not, or if it leads out of the worker's folder."""
+    found = inside(Path(path).expanduser(), path)
     if not found.exists():
         raise DataError(f"there is no {path} (seen from {Path.cwd()}): give the path of the data as data.path")
+    return found
+
+
+def inside(found: Path, named: str) -> Path:
+    """The path; raises DataError if it, or what it is a link to, is not in the folder of :func:`confined`."""
+    root = _root.get()
+    if root is not None and not found.resolve().is_relative_to(root):
+        raise DataError(
+            f"{named} is not in {root}, and this worker reads no data from elsewhere: put them there, "
+            "or start the worker with --data-root"
+        )
     return found
 
 

@@ -21,7 +21,7 @@ from hpsearch.errors import DataError
 from hpsearch.objective.data import CsvData, ParquetData
 from hpsearch.training.images import cached, decode_images
 from hpsearch.training.labels import encode_labels
-from hpsearch.training.samples import Samples, existing, finite
+from hpsearch.training.samples import Samples, existing, finite, inside
 
 
 def read_csv(data: CsvData, *, regression: bool) -> Samples:
@@ -160,7 +160,8 @@ def _test_files(path: str) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted(folder.rglob("*.parquet"))
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.rglob("*.parquet"))
+    return [inside(file, str(file)) for file in files]
 
 
 def _open(file: Path) -> pa.parquet.ParquetFile:

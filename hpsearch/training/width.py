@@ -9,8 +9,9 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -39,13 +40,19 @@ COPIES = 6
 (each layer's output, its gradient, columns of a convolution): a generous count, for it only sets the widest try."""
 
 
+class Rehearsable(Protocol):
+    """A pack whose steps can be timed."""
+
+    def rehearse(self, n_steps: int) -> None:
+        """Train ``n_steps`` minibatches without counting them. Raises OutOfMemory."""
+        ...
+
+
 def find_width(objective: TrainObjective, dataset: Dataset, *, device: str, memory_budget: int, epochs: int = 1) -> int:
     """The width at which a pack of this architecture makes the most member-steps per second.
 
-    Widths 1, 2, 4, … are timed until two in a row are no faster, the budget is full or about two seconds are over; the
-    narrowest within 3 % of the fastest is taken. So it is never a width slower than one trial at a time. The answer
-    is kept under ``$XDG_CACHE_HOME/hpsearch/widths`` (``~/.cache``) by architecture, batch size, optimiser, shape
-    of the data, device, threads and version of torch. A cache that cannot be read or written is no error.
+    See :func:`fastest_width`; the answer is kept by architecture, batch size, optimiser, shape of the data, device,
+    threads and version of torch.
 
     Args:
         objective: of any trial; its numbers per member do not matter.
@@ -54,11 +61,36 @@ def find_width(objective: TrainObjective, dataset: Dataset, *, device: str, memo
         memory_budget: bytes that the members of a pack may take, beside the data.
         epochs: of the trials.
     """
-    widest = _widest(objective, dataset, memory_budget)
-    path = _cache_path(objective, dataset, device, widest)
+
+    def make(width: int) -> Pack:
+        members = [Member(objective, seed) for seed in range(width)]
+        return Pack(members, dataset, data_seed=0, epochs=epochs, device=device)
+
+    batch_size = min(objective.batch_size, dataset.n_train)
+    key = architecture_key(objective), dataset.shape, dataset.n_classes, batch_size
+    per_member = bytes_per_member(objective, dataset.shape, dataset.n_classes)
+    return fastest_width(make, key, device=device, widest=memory_budget // per_member)
+
+
+def fastest_width(make: Callable[[int], Rehearsable], key: Hashable, *, device: str, widest: int) -> int:
+    """The width of the pack that makes the most member-steps per second.
+
+    Widths 1, 2, 4, … are timed until two in a row are no faster, the widest is reached or about two seconds are over;
+    the narrowest within 3 % of the fastest is taken. So it is never a width slower than one trial at a time. What was
+    measured is kept under ``$XDG_CACHE_HOME/hpsearch/widths`` (``~/.cache``) by ``key``, device, threads, version of
+    torch and ``widest``. A cache that cannot be read or written is no error.
+
+    Args:
+        make: a new pack of so many members.
+        key: of all else that decides about speed; equal keys have equal representations in every process.
+        device: a torch device.
+        widest: how many members fit into memory; the width 1 is tried all the same.
+    """
+    widest = 2 ** (min(max(widest, 1), WIDEST).bit_length() - 1)
+    path = _cache_path(key, device, widest)
     rates = _load(path)
     if rates is None:
-        rates = _measure(objective, dataset, device=device, widest=widest, epochs=epochs)
+        rates = _measure(make, device=device, widest=widest)
         with contextlib.suppress(OSError):
             _save(path, rates)
     return choose(rates)
@@ -107,12 +139,7 @@ def _sizes(model: Model, shape: Sequence[int], n_outputs: int) -> tuple[int, int
     return weights, activations
 
 
-def _widest(objective: TrainObjective, dataset: Dataset, memory_budget: int) -> int:
-    fitting = memory_budget // bytes_per_member(objective, dataset.shape, dataset.n_classes)
-    return int(2 ** math.floor(math.log2(min(max(fitting, 1), WIDEST))))
-
-
-def _measure(objective: TrainObjective, dataset: Dataset, *, device: str, widest: int, epochs: int) -> dict[int, float]:
+def _measure(make: Callable[[int], Rehearsable], *, device: str, widest: int) -> dict[int, float]:
     """Member-steps per second by width."""
     rates: dict[int, float] = {}
     end = time.perf_counter() + SECONDS
@@ -120,7 +147,7 @@ def _measure(objective: TrainObjective, dataset: Dataset, *, device: str, widest
     while width <= widest and slower < 2:
         started = time.perf_counter()
         try:
-            rates[width] = width / _step_seconds(objective, dataset, width=width, device=device, epochs=epochs)
+            rates[width] = width / _step_seconds(make(width), device=device, end=end)
         except OutOfMemory:
             if width == 1:
                 raise
@@ -133,35 +160,29 @@ def _measure(objective: TrainObjective, dataset: Dataset, *, device: str, widest
     return rates
 
 
-def _step_seconds(objective: TrainObjective, dataset: Dataset, *, width: int, device: str, epochs: int) -> float:
-    members = [Member(objective, seed) for seed in range(width)]
-    pack = Pack(members, dataset, data_seed=0, epochs=epochs, device=device)
+def _step_seconds(pack: Rehearsable, *, device: str, end: float) -> float:
+    """Of the fastest block, after a step that does not count; past ``end``, of one step."""
     pack.rehearse(1)
-    first = _timed(pack, 1, device)
-    n_steps = max(1, int(BLOCK_SECONDS / first))
-    return min(_timed(pack, n_steps, device) for _ in range(BLOCKS)) / n_steps
+    fastest = _timed(pack, 1, device)
+    n_steps = max(1, int(BLOCK_SECONDS / fastest))
+    for _ in range(BLOCKS):
+        if time.perf_counter() > end:
+            break
+        fastest = min(fastest, _timed(pack, n_steps, device) / n_steps)
+    return fastest
 
 
-def _timed(pack: Pack, n_steps: int, device: str) -> float:
+def _timed(pack: Rehearsable, n_steps: int, device: str) -> float:
     started = time.perf_counter()
     pack.rehearse(n_steps)
     synchronize(device)
     return time.perf_counter() - started
 
 
-def _cache_path(objective: TrainObjective, dataset: Dataset, device: str, widest: int) -> Path:
-    key = (
-        1,  # of this format
-        architecture_key(objective),
-        dataset.shape,
-        dataset.n_classes,
-        min(objective.batch_size, dataset.n_train),
-        device_name(device),
-        torch.get_num_threads(),
-        str(torch.__version__),
-        widest,
-    )
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+def _cache_path(key: Hashable, device: str, widest: int) -> Path:
+    # The number is that of this format.
+    whole = (2, key, device_name(device), torch.get_num_threads(), str(torch.__version__), widest)
+    name = hashlib.sha256(repr(whole).encode()).hexdigest()[:32]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "hpsearch", "widths", f"{name}.json")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,14 +60,22 @@ class Supervisor:
         workers: how many; None is one per device, or per core if there is only the CPU.
         arguments: more arguments for ``hpsearch worker``.
         devices: given to the workers in turn.
+        environment: more variables for them.
     """
 
     def __init__(
-        self, server: str, workers: int | None, arguments: list[str] | None = None, *, devices: list[str]
+        self,
+        server: str,
+        workers: int | None,
+        arguments: list[str] | None = None,
+        *,
+        devices: list[str],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         cores = os.cpu_count() or 1
         workers = workers or (cores if devices == ["cpu"] else len(devices))
         self._arguments = ["--server", server, "--threads", str(threads_per_worker(workers)), *(arguments or [])]
+        self._environment = {**os.environ, **(environment or {}), "HPSEARCH_PARENT": str(os.getpid())}
         prefix = f"{platform.node()}-{os.getpid()}"
         self._slots = [_Slot(f"{prefix}/{i}", devices[i % len(devices)]) for i in range(workers)]
         self._stop = threading.Event()
@@ -114,5 +123,4 @@ class Supervisor:
         command = [sys.executable, "-m", "hpsearch", "worker", "--name", slot.name, "--device", slot.device]
         command += self._arguments
         # a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then asks the workers
-        environment = {**os.environ, "HPSEARCH_PARENT": str(os.getpid())}
-        return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603
+        return subprocess.Popen(command, env=self._environment, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603

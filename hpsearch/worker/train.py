@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +16,7 @@ from hpsearch.space import Space
 from hpsearch.training import Dataset, Interrupted, Member, Pack, load_dataset, shape_key
 from hpsearch.training.devices import in_halves, memory_budget, prepare_process
 from hpsearch.training.preflight import preflight
+from hpsearch.training.samples import confined
 from hpsearch.training.width import find_width
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.checkpoints import Checkpoints
@@ -42,6 +44,7 @@ class TrainRunner:
         n_workers: workers that share this machine's memory.
         checkpoints: where trials go on after a worker was lost; None keeps none.
         on_test: evaluate on the test split in place of the validation split.
+        data_root: the folder that data may be read from; None: anywhere.
     """
 
     checks = True
@@ -55,6 +58,7 @@ class TrainRunner:
         n_workers: int = 1,
         checkpoints: Checkpoints | None = None,
         on_test: bool = False,
+        data_root: Path | None = None,
     ) -> None:
         prepare_process(threads)
         self.device = device
@@ -64,6 +68,7 @@ class TrainRunner:
         self._checkpoints = checkpoints
         self._datasets: dict[Hashable, Dataset] = {}
         self._on_test = on_test
+        self._data_root = data_root
         self._widths: dict[Hashable, int | None] = {}
 
     def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
@@ -164,7 +169,8 @@ class TrainRunner:
         key = (objective.data.model_dump_json(), study_seed)
         dataset = self._datasets.pop(key, None)
         if dataset is None:
-            dataset = load_dataset(objective, study_seed=study_seed, device=self.device)
+            with confined(self._data_root):
+                dataset = load_dataset(objective, study_seed=study_seed, device=self.device)
         while len(self._datasets) >= KEPT_DATASETS:
             del self._datasets[next(iter(self._datasets))]
         self._datasets[key] = dataset

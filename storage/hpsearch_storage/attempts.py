@@ -37,7 +37,6 @@ class AttemptRow:
 
 
 _OWN = [field.name for field in fields(AttemptRow)][:-1]
-_STATE = _OWN.index("state")
 _ROWS = f"""SELECT {", ".join(f"attempts.{name}" for name in _OWN)}, {trials.COLUMNS} FROM attempts
     JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id"""
 _STUDIES_OF_WORKER = Statement("SELECT DISTINCT study_id FROM attempts WHERE worker = %s AND state = 'running'")
@@ -113,11 +112,14 @@ def _by_token(connection: Connection, statement: Statement, tokens: Iterable[str
 
 
 def _of_values(rows: Rows) -> list[AttemptRow]:
-    n = len(_OWN)
-    return [
-        AttemptRow(*row[:_STATE], AttemptState(row[_STATE]), *row[_STATE + 1 : n], trials.of_values(*row[n:]))
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        attempt_id, trial_id, study_id, number, token, worker, session, state, step, reason, *more = row
+        trial, held = trials.of_values(*more), AttemptState(state)
+        found.append(
+            AttemptRow(attempt_id, trial_id, study_id, number, token, worker, session, held, step, reason, trial)
+        )
+    return found
 
 
 def of_trial(connection: Connection, study_id: int, number: int) -> list[Attempt]:

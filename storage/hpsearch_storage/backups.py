@@ -14,7 +14,7 @@ from hpsearch.errors import InvalidInput, StoreError
 from hpsearch_storage.checking import look
 from hpsearch_storage.faults import translated
 from hpsearch_storage.lock import hold
-from hpsearch_storage.urls import file_of, parse_url, shown
+from hpsearch_storage.urls import fault_of_folder, file_of, parse_url, shown
 
 
 def backup(url: str, path: Path) -> int:
@@ -27,6 +27,8 @@ def backup(url: str, path: Path) -> int:
     source = _file(url, "back it up with pg_dump: pg_dump --format=custom --file={path} {url}", path)
     if path.exists():
         raise InvalidInput(f"{path} is there already: give a new file, a backup overwrites nothing")
+    if fault := fault_of_folder(path):
+        raise InvalidInput(f"{path} cannot be written: {fault}")
     if not source.exists():
         raise InvalidInput(f"there is no store at {source}: nothing to back up")
     parsed = parse_url(url)

@@ -37,10 +37,14 @@ class Database:
     nor it for them.
     PostgreSQL: one pool at READ COMMITTED; a transaction that deadlocks or fails to serialise is tried again. It
     groups commits by itself.
+
+    Attributes:
+        observe: called after every transaction with ``read`` or ``write`` and the seconds that it took.
     """
 
     def __init__(self, url: URL, *, patience: timedelta = PATIENCE) -> None:
         self.url = url
+        self.observe: Callable[[str, float], None] = _unobserved
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, patience=patience)
@@ -51,6 +55,13 @@ class Database:
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one durable transaction; it is run again if another transaction got in its way."""
+        started = time.perf_counter()
+        try:
+            return self._write(work)
+        finally:
+            self.observe("write", time.perf_counter() - started)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
         if self.is_sqlite:
             return self._group.write(work)
         for turn in range(_RETRIES):
@@ -71,9 +82,13 @@ class Database:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction that only reads."""
-        with contextlib.suppress(Disconnected):  # as in write
+        started = time.perf_counter()
+        try:
+            with contextlib.suppress(Disconnected):  # as in write
+                return self._read(work)
             return self._read(work)
-        return self._read(work)
+        finally:
+            self.observe("read", time.perf_counter() - started)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         with translated(self.url), self._reader.begin() as connection:
@@ -92,6 +107,10 @@ class Database:
             self._group.close()
         self._reader.dispose()
         self._writer.dispose()
+
+
+def _unobserved(kind: str, seconds: float) -> None:
+    """Nobody asks how long transactions take."""
 
 
 class _Waiting(Generic[T]):
@@ -128,6 +147,7 @@ class GroupCommit:
         self._turn = threading.Lock()
         self._waiting: deque[_Waiting[Any]] = deque()
         self._connection: Connection | None = None
+        self._has_begun = False
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run work in a transaction, and return once that is durable."""
@@ -159,7 +179,7 @@ class GroupCommit:
         try:
             self._commit(group)
         except Exception as error:
-            if len(group) == 1 or self._connection is None:  # without a connection none would fare better
+            if len(group) == 1 or not self._has_begun:  # alone none would fare better
                 for each in group:
                     each.error = each.error or error
             else:
@@ -174,10 +194,12 @@ class GroupCommit:
                 each.is_done = True
 
     def _commit(self, group: Sequence[_Waiting[Any]]) -> None:
+        self._has_begun = False
         try:
             with translated(self._url):
                 connection = self._connection = self._connection or self._engine.connect()
                 with connection.begin():
+                    self._has_begun = True
                     for each in group:
                         self._try(connection, each, alone=len(group) == 1)
         except StoreError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, bindparam, delete, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, select
 
 from hpsearch.trial import StepMetrics
 from hpsearch_storage import tables
@@ -19,6 +19,10 @@ _PUT = Bulk(
     postgres="""INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM {rows}
         ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values\"""",
     types={"trial_id": "bigint", "step": "bigint", "told": "text"},
+)
+_AT_STEPS = Statement(
+    """SELECT trial_id, step, "values" FROM metrics
+    WHERE trial_id = ANY (%s::bigint[]) AND step = ANY (%s::bigint[])"""
 )
 _OF_IDS = Statement(
     """SELECT trial_id, step, "values" FROM metrics WHERE trial_id = ANY (%s::bigint[]) ORDER BY trial_id, step"""
@@ -48,12 +52,12 @@ def drop_after(connection: Connection, last_steps: Mapping[int, int]) -> None:
 
 def at_steps(connection: Connection, steps: Mapping[int, int]) -> dict[int, dict[str, float]]:
     """Trial id → values, of one step of each trial, for those that reported it."""
-    metrics = tables.metrics.c
     found = {}
-    for some in chunks(sorted(steps.items())):
-        wanted = tuple_(metrics.trial_id, metrics.step).in_(some)
-        rows = connection.execute(select(metrics.trial_id, metrics["values"]).where(wanted))
-        found.update({row[0]: decode_metrics(row[1]) for row in rows})
+    for some in chunks(sorted(steps)):
+        wanted = sorted({steps[trial_id] for trial_id in some})
+        for trial_id, step, values in _AT_STEPS.rows(connection, list(some), wanted):
+            if steps[trial_id] == step:
+                found[trial_id] = decode_metrics(values)
     return found
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from hpsearch.errors import StoreUnreachable
 from hpsearch_storage.engine import Database
+from hpsearch_storage.filesystems import network_type
 from hpsearch_storage.lock import hold
 from hpsearch_storage.migrations import upgrade
 from hpsearch_storage.store import SqlStore
 from hpsearch_storage.urls import fault_of_folder, file_of, parse_url, shown
+
+log = logging.getLogger(__name__)
 
 
 def open_store(url: str, *, exclusive: bool = False) -> SqlStore:
@@ -29,6 +33,13 @@ def open_store(url: str, *, exclusive: bool = False) -> SqlStore:
     path = file_of(parsed)
     if path is not None and (fault := fault_of_folder(path)):
         raise StoreUnreachable(shown(parsed), fault)
+    if path is not None and (kind := network_type(path)):
+        log.warning(
+            "%s lies on a network file system (%s), where SQLite can lose or damage data: "
+            "give --store a file on a local disk, or PostgreSQL",
+            path,
+            kind,
+        )
     release: Callable[[], None] = hold(path, shown(parsed)) if exclusive and path is not None else _nothing
     database = Database(parsed)
     try:

@@ -7,7 +7,8 @@ holds what our own columns do not (``params`` with their internal values and dis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, or_, select
@@ -64,13 +65,14 @@ def study_documents(connection: Connection, *where: ColumnElement[bool], limit: 
 
 
 def whole(
-    row: TrialRow, document: Mapping[str, Any], steps: Iterable[Sequence[Any]], *, state: str, ended: int | None
+    row: TrialRow, document: Mapping[str, Any], steps: Iterable[tuple[int, float]], *, state: str, ended: int | None
 ) -> str:
     """The document of a trial."""
     started = None if row.started_at is None else to_micros(row.started_at)
     values = document.get("values")
     head = [row.id, row.number, state, values, started, ended]
-    return encode([*head, document["params"], document["user"], document["system"], list(steps)])
+    reported = list(chain.from_iterable(steps))
+    return encode([*head, document["params"], document["user"], document["system"], reported])
 
 
 class View:
@@ -96,7 +98,7 @@ class View:
         rows = [(trials.to_row(row), row.document) for row in self._connection.execute(query)]
         steps = metrics.of_ids(self._connection, {row.id: row.number for row, _ in rows if row.started_at is not None})
         for row, text in rows:
-            reported = [[s.step, s.values[self._metric]] for s in steps.get(row.id, ()) if self._metric in s.values]
+            reported = [(s.step, s.values[self._metric]) for s in steps.get(row.id, ()) if self._metric in s.values]
             document = self._of_row(row) if text is None else decode(text)
             if text is not None and row.state.is_finished:
                 document.pop("values", None)  # it was not Optuna that ended it
@@ -109,12 +111,12 @@ class View:
         if self._stages is None:
             self._stages = {stage.name: stage for stage in stages.of_study(self._connection, self._study_id)}
         space = self._stages[row.stage].space
-        params = []
+        params: list[Any] = []
         for name, value in internal_params(space, row.params):
             key = f"{row.stage}/{name}"
             if key not in self._native:
                 self._native[key] = (name, text_of(space[name]))
-            params.append([name, value, key])
+            params += [name, value, key]
         return {"params": params, "user": {}, "system": {}}
 
     def distributions(self, *where: ColumnElement[bool]) -> list[list[Any]]:
@@ -191,7 +193,7 @@ def one(connection: Connection, trial_id: int) -> str:
         raise NotFound("trial", trial_id)
     view = View(connection, study.id, study.metric)
     view.add(_trials.id == trial_id)
-    keys = [key for _, _, key in decode(view.texts[0])[6] if isinstance(key, int)]
+    keys = [key for key in decode(view.texts[0])[6][2::3] if isinstance(key, int)]
     noted = view.distributions(tables.optuna_distributions.c.id.in_(keys))
     text = view.text(event=0, number=0, distributions=noted, after=0, more=False)
     return f'{{"study":{study.id},"view":{text}}}'

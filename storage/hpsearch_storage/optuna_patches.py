@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select, update
@@ -157,7 +158,8 @@ def _writing(connection: Connection, kept: Kept, interned: Interned) -> Writing:
         params = internal_params(stage.space, row.params)
         texts = {name: text_of(stage.space[name]) for name, _ in params}
         ids, _, unfit = intern(connection, row.study_id, list(texts.items()), interned)
-        document["params"] = [[n, value, ids[n, texts[n]]] for n, value in params if n not in unfit]
+        for name, value in params:
+            document["params"] += [] if name in unfit else [name, value, ids[name, texts[name]]]
     return Writing(row, row, document, is_noted=False)
 
 
@@ -168,7 +170,8 @@ def _set_params(
     if not params:
         return {}
     ids, new, unfit = intern(connection, writing.old.study_id, [(name, text) for name, _, text in params], interned)
-    kept = {name: [name, value, key] for name, value, key in writing.document["params"]}
+    before = writing.document["params"]
+    kept = {before[i]: before[i : i + 3] for i in range(0, len(before), 3)}
     shown = dict(writing.new.params)
     for name, value, text in params:
         if name in unfit:
@@ -178,7 +181,7 @@ def _set_params(
         except (ValueError, IndexError, OverflowError):
             raise InvalidInput(f"{value} is no value of the parameter {name!r}") from None
         kept[name] = [name, value, ids[name, text]]
-    writing.document["params"] = list(kept.values())
+    writing.document["params"] = list(chain.from_iterable(kept.values()))
     writing.new = replace(writing.new, params=shown)
     if new:
         grow(connection, writing.old.stage_id, new)
@@ -208,7 +211,7 @@ def _end(connection: Connection, writing: Writing, patch: Patch, metric: Metric,
 def _whole(
     row: TrialRow, document: dict[str, Any], steps: Sequence[StepMetrics], *, state: str, metric: str, ended: int | None
 ) -> str:
-    reported = [[s.step, s.values[metric]] for s in steps if metric in s.values]
+    reported = [(s.step, s.values[metric]) for s in steps if metric in s.values]
     return whole(row, document, reported, state=state, ended=ended)
 
 

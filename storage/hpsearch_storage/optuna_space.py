@@ -73,8 +73,8 @@ def intern(
         if why := _why_unfit(connection, study_id, name, text):
             unfit[name] = why
             continue
-        row = {"study_id": study_id, "name": name, "distribution": text, "digest": digest}
-        made = insert(tables.optuna_distributions).values(row).returning(_distributions.id)
+        given = {"study_id": study_id, "name": name, "distribution": text, "digest": digest}
+        made = insert(tables.optuna_distributions).values(given).returning(_distributions.id)
         found[name, text] = connection.execute(made).scalar_one()
         new.append((name, text))
     interned.update({(study_id, *pair): key for pair, key in found.items() if (study_id, *pair) not in interned})

@@ -38,7 +38,7 @@ class Statement:
     def rows(self, connection: Connection, *values: Any) -> Rows:
         """Run it and read all of its rows; a list stands for the values of ``ANY``."""
         if connection.dialect.name == "postgresql":
-            return connection.exec_driver_sql(self._postgres, values).all()  # type: ignore[return-value]
+            return connection.exec_driver_sql(self._postgres, values).all()
         return _sqlite(connection).execute(self._sqlite, _sqlite_values(values)).fetchall()
 
     def run(self, connection: Connection, *values: Any) -> int:

@@ -6,41 +6,53 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, update
 
 from hpsearch.study import Stage, StageState
 from hpsearch.trial import RungEntry, RungPlace, TrialState
 from hpsearch_storage import studies, tables, trials
+from hpsearch_storage.prepared import Bulk, Statement
 from hpsearch_storage.trials import TrialRow
 
 _rungs = tables.rungs.c
+_COLUMNS = "bracket, step, trial, value, went_on, seq"
+_AFTER = Statement(f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND seq > %s ORDER BY seq")
+_AT = Statement(
+    f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND bracket = %s AND step = %s AND trial = ANY (%s::bigint[])"
+)
+_LAST_SEQ = Statement("SELECT coalesce(max(seq), 0) FROM rungs WHERE stage_id = %s")
+_RECORD = Bulk(
+    sqlite="""INSERT INTO rungs (stage_id, bracket, step, trial, value, seq, went_on) VALUES (?, ?, ?, ?, ?, ?, 0)
+        ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING""",
+    postgres="""INSERT INTO rungs (stage_id, bracket, step, trial, value, seq, went_on)
+        SELECT stage_id, bracket, step, trial, value, seq, 0 FROM {rows}
+        ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING""",
+    types={
+        "stage_id": "bigint",
+        "bracket": "bigint",
+        "step": "bigint",
+        "trial": "bigint",
+        "value": "double precision",
+        "seq": "bigint",
+    },
+)
 
 
 def after(connection: Connection, stage_id: int, seq: int) -> list[RungEntry]:
     """Entries of a stage with a later ``seq``, in order."""
-    columns = (_rungs.bracket, _rungs.step, _rungs.trial, _rungs.value, _rungs.went_on, _rungs.seq)
-    query = select(*columns).where(_rungs.stage_id == stage_id, _rungs.seq > seq).order_by(_rungs.seq)
-    return [_entry(row) for row in connection.execute(query)]
+    return [_entry(*row) for row in _AFTER.rows(connection, stage_id, seq)]
 
 
 def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> None:
-    """Keep first values. The study is locked, so that who commits first has the lower ``seq``."""
+    """Keep first values. The study is locked, so that who commits first has the lower ``seq``.
+
+    A place that has its value already leaves a gap among the ``seq``.
+    """
     first = _last_seq(connection, stage_id) + 1
-    known = {entry.place for entry in _at(connection, stage_id, values)}
-    rows = [
-        {
-            "stage_id": stage_id,
-            **place._asdict(),
-            "value": value + 0.0 if value is not None and math.isfinite(value) else None,
-            "went_on": 0,
-            "seq": seq,
-        }
-        for seq, (place, value) in enumerate(sorted((p, v) for p, v in values.items() if p not in known), first)
-    ]
-    if rows:
-        connection.execute(tables.rungs.insert(), rows)
+    finite = {place: v + 0.0 if v is not None and math.isfinite(v) else None for place, v in values.items()}
+    rows = [(stage_id, *place, finite[place], seq) for seq, place in enumerate(sorted(finite), first)]
+    _RECORD.run(connection, rows)
 
 
 def let_on(
@@ -71,16 +83,15 @@ def let_on(
 
 def _at(connection: Connection, stage_id: int, places: Iterable[RungPlace]) -> list[RungEntry]:
     """The entries at these places, by place."""
-    found = []
     trials_at: dict[tuple[int, int], list[int]] = {}
     for place in places:
         trials_at.setdefault((place.bracket, place.step), []).append(place.trial)
-    for (bracket, step), numbers in sorted(trials_at.items()):
-        query = select(_rungs.bracket, _rungs.step, _rungs.trial, _rungs.value, _rungs.went_on, _rungs.seq).where(
-            _rungs.stage_id == stage_id, _rungs.bracket == bracket, _rungs.step == step, _rungs.trial.in_(numbers)
-        )
-        found += [_entry(row) for row in connection.execute(query)]
-    return sorted(found, key=lambda entry: entry.place)
+    rows = [
+        row
+        for (bracket, step), numbers in sorted(trials_at.items())
+        for row in _AT.rows(connection, stage_id, bracket, step, numbers)
+    ]
+    return sorted((_entry(*row) for row in rows), key=lambda entry: entry.place)
 
 
 def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> None:
@@ -104,9 +115,8 @@ def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> Non
 
 
 def _last_seq(connection: Connection, stage_id: int) -> int:
-    found: int | None = connection.execute(select(func.max(_rungs.seq)).where(_rungs.stage_id == stage_id)).scalar()
-    return found or 0
+    return int(_LAST_SEQ.rows(connection, stage_id)[0][0])
 
 
-def _entry(row: Row[*tuple[Any, ...]]) -> RungEntry:
-    return RungEntry(RungPlace(row.bracket, row.step, row.trial), row.value, bool(row.went_on), row.seq)
+def _entry(bracket: int, step: int, trial: int, value: float | None, went_on: int, seq: int) -> RungEntry:
+    return RungEntry(RungPlace(bracket, step, trial), value, bool(went_on), seq)

@@ -135,7 +135,7 @@ def _entry(name: str, index: int, state: StageState, n_trials: int) -> Entry:
 
 def _encode_origin(stage: NewStage) -> dict[str, Any]:
     exclude = None if stage.exclude is None else encode_space(stage.exclude)
-    return {"plan": stage.plan, "extension": stage.extension, "exclude": exclude}
+    return {"plan": stage.plan, "extension": stage.extension, "exclude": exclude, "reason": stage.reason}
 
 
 def count(
@@ -221,4 +221,5 @@ def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:
         extension=origin["extension"],
         exclude=None if origin["exclude"] is None else decode_space(origin["exclude"]),
         watched=bool(row.watched),
+        reason=origin.get("reason"),
     )

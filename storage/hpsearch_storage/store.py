@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from hpsearch.errors import Conflict, InvalidInput, NotFound
+from hpsearch.errors import Conflict, InvalidInput, NotFound, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
@@ -44,6 +44,7 @@ from hpsearch_storage import (
     acknowledgements,
     attempts,
     events,
+    gauges,
     leases,
     metrics,
     paging,
@@ -56,8 +57,10 @@ from hpsearch_storage import (
     workers,
 )
 from hpsearch_storage.engine import Database
+from hpsearch_storage.migrations import current_version, newest_version
 from hpsearch_storage.optuna_records import OptunaRecords
 from hpsearch_storage.results import check_results, finish
+from hpsearch_storage.tokens import Tokens
 
 _STUDIES = "studies"
 """Mark of a cursor in the list of studies."""
@@ -70,6 +73,7 @@ class SqlStore:
 
     Attributes:
         optuna: what Optuna's clients ask of the same database.
+        tokens: who may talk to a server of this store.
     """
 
     def __init__(self, database: Database, *, on_close: Callable[[], None] = lambda: None) -> None:
@@ -77,6 +81,8 @@ class SqlStore:
         self._on_close = on_close
         self._heard = workers.Heard()
         self.optuna = OptunaRecords(database)
+        self.tokens = Tokens(database)
+        self._schema = newest_version()
 
     # -- studies ----------------------------------------------------------------------------------------------
 
@@ -360,7 +366,7 @@ class SqlStore:
         """See Store."""
 
         def work(connection: Connection) -> list[RungEntry]:
-            if _lock_stage(connection, stage_id) is not None:
+            if studies.lock_of_stage(connection, stage_id):
                 rungs.record(connection, stage_id, values)
             return rungs.after(connection, stage_id, after)
 
@@ -416,9 +422,27 @@ class SqlStore:
         """See Store."""
         return self._database.read(workers.every)
 
+    def n_studies(self) -> int:
+        """How many studies there are."""
+        return self._database.read(gauges.n_studies)
+
+    def gauges(self) -> gauges.Gauges:
+        """See :func:`hpsearch_storage.gauges.read`."""
+        return self._database.read(gauges.read)
+
+    def observe(self, call: Callable[[str, float], None]) -> None:
+        """Have ``call`` called after every transaction with ``read`` or ``write``, and the seconds that it took."""
+        self._database.observe = call
+
     def check(self) -> None:
         """See Store."""
         self._database.read(lambda connection: connection.execute(text("SELECT count(*) FROM workers")).scalar_one())
+
+    def check_schema(self) -> None:
+        """Raise StoreError if another program has changed the schema since this one opened the store."""
+        found = self._database.read(current_version)
+        if found != self._schema:
+            raise StoreError(f"the schema is now {found}, and not {self._schema}, which this server works with")
 
     def close(self) -> None:
         """See Store."""
@@ -441,11 +465,8 @@ def _study_position(after: str | None) -> int | None:
 
 def _lock_stage(connection: Connection, stage_id: int) -> tuple[Stage, int] | None:
     """A stage of a locked study, and the study's next number; None if the stage is not there."""
-    peek = stages.one(connection, stage_id)
-    if peek is None:
-        return None
-    study = studies.lock(connection, [peek.study_id]).get(peek.study_id)
-    stage = stages.one(connection, stage_id)
+    study = next(iter(studies.lock_of_stage(connection, stage_id).values()), None)
+    stage = None if study is None else stages.one(connection, stage_id)
     return None if study is None or stage is None else (stage, study.next_number)
 
 

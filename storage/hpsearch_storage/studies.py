@@ -12,7 +12,7 @@ from hpsearch.errors import Conflict, NotFound
 from hpsearch.spec import StudySpec
 from hpsearch.study import PreflightStatus, Study, StudyState
 from hpsearch_storage import tables
-from hpsearch_storage.codec import check_text, decode_study, encode_study, from_micros, same_study
+from hpsearch_storage.codec import check_text, check_whole, decode_study, encode_study, from_micros, same_study
 from hpsearch_storage.dialects import upsert
 from hpsearch_storage.prepared import Statement
 
@@ -36,6 +36,7 @@ _SELECT = f"SELECT {', '.join(LockedStudy._fields)} FROM studies WHERE"
 _LOCK = Statement(f"{_SELECT} id = ANY (%s::bigint[]) ORDER BY id FOR NO KEY UPDATE")
 _TRY_LOCK = Statement(f"{_SELECT} id = ANY (%s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED")
 _OWNERS = "id IN (SELECT study_id FROM attempts WHERE token = ANY (%s::text[])) ORDER BY id"
+_OF_STAGE = Statement(f"{_SELECT} id IN (SELECT study_id FROM stages WHERE id = ANY (%s::bigint[])) FOR NO KEY UPDATE")
 _OF_TOKENS = Statement(f"{_SELECT} {_OWNERS} FOR NO KEY UPDATE")
 _OF_TOKENS_SHARED = Statement(f"{_SELECT} {_OWNERS} FOR SHARE")
 _NAMED = Statement("SELECT id, spec, state, reason, next_number, created_at, ended_at FROM studies WHERE name = %s")
@@ -115,7 +116,7 @@ def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Study]:
 def names(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
     """Names of studies by id."""
     ordered = sorted(set(ids))
-    return dict(_NAMES.rows(connection, ordered)) if ordered else {}  # type: ignore[arg-type]  # id and name
+    return dict(_NAMES.rows(connection, ordered)) if ordered else {}
 
 
 def newest(connection: Connection, *, before: int | None, limit: int) -> list[Study]:
@@ -142,6 +143,11 @@ def lock_of_tokens(connection: Connection, tokens: Iterable[str], *, shared: boo
     """
     wanted = sorted({check_text(token) for token in tokens})
     return _read(_OF_TOKENS_SHARED if shared else _OF_TOKENS, connection, wanted)
+
+
+def lock_of_stage(connection: Connection, stage_id: int) -> Locked:
+    """Like :func:`lock`, the study of a stage; empty if there is no such stage."""
+    return _read(_OF_STAGE, connection, [check_whole(stage_id)])
 
 
 def try_lock(connection: Connection, study_id: int) -> Locked:

@@ -11,7 +11,7 @@ import gzip
 import json
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Table, select, text, type_coerce
 from sqlalchemy.types import NullType
 
 from hpsearch.errors import Conflict, InvalidInput, NotFound
+from hpsearch.spec import parse_study
 from hpsearch_storage import studies, tables
 from hpsearch_storage.codec import check_text, decode, encode, to_micros
 from hpsearch_storage.engine import Database
@@ -99,7 +100,7 @@ def _checks(preflight: str | None) -> dict[str, str]:
     return {"preflight": encode({"status": "waiting"} if value["status"] == "running" else value)}
 
 
-def _trials(connection: Connection, study_id: int, stages: Mapping[int, str]) -> Iterator[dict[str, Any]]:
+def _trials(connection: Connection, study_id: int, stages: Mapping[int, str]) -> Generator[dict[str, Any], None, int]:
     columns, first = tables.trials.c, 0
     while True:
         where = (columns.study_id == study_id, columns.number >= first, columns.number < first + CHUNK)
@@ -113,7 +114,7 @@ def _trials(connection: Connection, study_id: int, stages: Mapping[int, str]) ->
         first += len(rows)
 
 
-def _events(connection: Connection, study_id: int) -> Iterator[dict[str, Any]]:
+def _events(connection: Connection, study_id: int) -> Generator[dict[str, Any], None, int]:
     columns, seq = tables.events.c, 0
     while True:
         rows = _rows(connection, tables.events, columns.study_id == study_id, columns.seq > seq, limit=CHUNK)
@@ -174,7 +175,11 @@ def read_file(database: Database, path: Path, *, name: str | None = None, now: d
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, which is read through once before: its checksum stands at its end."""
     try:
+        with gzip.open(path, "rb") as packed:
+            while packed.read(2**20):
+                pass
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
@@ -237,7 +242,9 @@ class _Loader:
         if not self._is_whole or self._id is None:
             raise InvalidInput(f"{self._path} is not whole; take another copy of it")
         row = self._study
-        changes = {n: row.get(n) for n in ("name", "spec", "state", "reason", "ended_at", "next_number", "last_event")}
+        changes: dict[str, Any] = {
+            n: row.get(n) for n in ("name", "spec", "state", "reason", "ended_at", "next_number", "last_event")
+        }
         if changes["state"] in ("running", "preflight", "paused"):
             changes |= {"state": "paused", "reason": "imported: resume it to go on"}
         self._write(lambda connection: self._end(connection, changes))
@@ -261,7 +268,8 @@ class _Loader:
         if self._name is not None:
             self._study["name"] = check_text(self._name)
             self._study["spec"] = encode(decode(row["spec"]) | {"name": self._name})
-        hidden = {"name": f"importing-{secrets.token_hex(8)}", "state": "cancelled"}
+        parse_study(decode(self._study["spec"]))
+        hidden: dict[str, Any] = {"name": f"importing-{secrets.token_hex(8)}", "state": "cancelled"}
         hidden |= {"reason": _IMPORTING, "ended_at": to_micros(self._now)}
         hidden["spec"] = encode(decode(self._study["spec"]) | {"name": hidden["name"]})
 
@@ -305,7 +313,7 @@ class _Loader:
             columns = tables.optuna_distributions.c
             made = dict(
                 connection.execute(select(columns.digest, columns.id).where(columns.study_id == self._id)).all()
-            )  # type: ignore[arg-type]
+            )
             self._distributions = {key: made[row["digest"]] for key, row in zip(keys, rows, strict=True)}
 
     def _flush(self) -> None:
@@ -335,16 +343,15 @@ class _Loader:
             if row["state"] == "running":
                 row |= {"state": "released", "ended_at": to_micros(self._now), "reason": "the study was exported"}
         if table == "optuna_trials":
-            row["document"] = self._document(row["document"], trial_id)
+            row |= {"document": self._document(row["document"], trial_id), "create_key": None}
         return row
 
     def _document(self, document: str, trial_id: int) -> str:
         """What Optuna is told of a trial, with the keys that it has here."""
         value = json.loads(document)
         params = value[6] if isinstance(value, list) else value["params"]
-        for param in params:
-            if isinstance(param[2], int):
-                param[2] = self._distributions[param[2]]
+        for i in range(2, len(params), 3):  # each: name, value, key of its distribution
+            params[i] = self._distributions[params[i]]
         if isinstance(value, list):
             value[0] = trial_id
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

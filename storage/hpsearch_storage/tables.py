@@ -226,3 +226,32 @@ workers = Table(
     Column("last_seen", Moment, nullable=False),
     PrimaryKeyConstraint("name"),
 )
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Key, nullable=False),
+    Column("name", Words, nullable=False),
+    Column("digest", Words, nullable=False),  # SHA-256 of the secret, which is kept nowhere
+    Column("scopes", JsonText, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("revoked_at", Moment),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("name"),
+    UniqueConstraint("digest"),
+    sqlite_autoincrement=True,
+)
+
+sessions = Table(  # logins of browsers
+    "sessions",
+    metadata,
+    Column("digest", Words, nullable=False),
+    Column("token_id", Whole),  # null: of a token that is not kept here
+    Column("proof", Words),  # then, what only that token gives
+    Column("expires_at", Moment, nullable=False),
+    PrimaryKeyConstraint("digest"),
+    ForeignKeyConstraint(["token_id"], ["tokens.id"], ondelete="CASCADE"),
+    Index(None, "token_id", "expires_at"),
+    Index(None, "expires_at"),
+)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, select, type_coerce
+from sqlalchemy.types import NullType
 
 from hpsearch.errors import NotFound
 from hpsearch.space import Params
@@ -130,20 +131,26 @@ _ADD = Bulk(
 
 def select_rows() -> Select[Any]:
     """Columns of :class:`TrialRow`, first to last; more may follow."""
-    columns = [tables.stages.c.name.label("stage") if name == "stage" else _trials[name] for name in _FIELDS]
-    return select(*columns).join_from(tables.trials, tables.stages, _trials.stage_id == tables.stages.c.id)
+    columns = [tables.stages.c.name if name == "stage" else _trials[name] for name in _FIELDS]
+    raw = [type_coerce(column, NullType()).label(name) for name, column in zip(_FIELDS, columns, strict=True)]
+    return select(*raw).join_from(tables.trials, tables.stages, _trials.stage_id == tables.stages.c.id)
 
 
 def to_row(row: Row[*tuple[Any, ...]]) -> TrialRow:
     """The trial of a row that begins with the columns of :func:`select_rows`."""
-    return TrialRow(*row[: len(_FIELDS)])
+    return of_values(*row[: len(_FIELDS)])
 
 
 def of_values(*values: Any) -> TrialRow:
     """The trial of what the database keeps in the columns of :data:`COLUMNS`."""
-    *head, state, params, value, step, reason, n_attempts, n_lost, worker, created, started, ended, verdicts = values
+    trial_id, study_id, stage_id, stage, number, state, params, value, step, reason, *more = values
+    n_attempts, n_lost, worker, created_at, started_at, ended_at, verdicts = more
     return TrialRow(
-        *head,
+        trial_id,
+        study_id,
+        stage_id,
+        stage,
+        number,
         TrialState(state),
         decode(params),
         value,
@@ -152,9 +159,9 @@ def of_values(*values: Any) -> TrialRow:
         n_attempts,
         n_lost,
         worker,
-        from_micros(created),
-        None if started is None else from_micros(started),
-        None if ended is None else from_micros(ended),
+        from_micros(created_at),
+        None if started_at is None else from_micros(started_at),
+        None if ended_at is None else from_micros(ended_at),
         None if verdicts is None else decode(verdicts),
     )
 

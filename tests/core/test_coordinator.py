@@ -298,3 +298,34 @@ def test_whoever_listens_hears_of_changes(coordinator: Coordinator) -> None:
     assert len(rung) == 1
     ask(coordinator)
     assert len(rung) == 2
+
+
+def test_a_huge_stage_is_flagged_by_a_sample_and_says_so(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.insight.FLAG_SAMPLE", 100)
+    study, _ = coordinator.submit(spec({"name": "coarse", "trials": 5000}))
+    given: list[tuple[Params, TrialState, float | None]] = [
+        ({"lr": 10 ** (-6 + 5 * k / 900), "width": 10 + k * 7 % 91}, TrialState.COMPLETED, float(k)) for k in range(900)
+    ]
+    coordinator.add_finished("s", given)
+    flags = coordinator.insights.flags(study, coordinator.store.stages(study.id))
+    assert [(flag.parameter, flag.side) for flag in flags] == [("lr", "high")]
+    assert flags[0].message.endswith("(judged by 100 of 900 trials)")
+
+
+def test_a_server_that_was_stopped_takes_nothing_back_until_workers_could_have_renewed(
+    coordinator: Coordinator, clock: Clock
+) -> None:
+    clock.move(3600)
+    coordinator.submit(spec())
+    (held,) = ask(coordinator)
+    clock.move(3600)
+    coordinator.was_away()
+    coordinator.tick()
+    clock.move(29)
+    coordinator.tick()
+    assert [d.action for d in coordinator.report("w", [Report(held.lease.token)])] == ["continue"]
+    clock.move(31)
+    coordinator.tick()
+    assert trials(coordinator)[0].state is TrialState.QUEUED

@@ -63,7 +63,9 @@ def test_every_command_with_its_options_and_variables_is_described(name: str) ->
     text = (DOCS / "commands.md").read_text()
     assert re.search(rf"hpsearch [a-z|\\]*{name}\b", text), name
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    for parameter in command.params:
+    parts = getattr(command, "commands", {})
+    assert all(part in text for part in parts)
+    for parameter in [*command.params, *(p for part in parts.values() for p in part.params)]:
         for option in parameter.opts:
             if option.startswith("--"):
                 assert f"`{option}`" in text, (name, option)
@@ -83,3 +85,12 @@ def test_every_call_is_described() -> None:
     for call in calls:
         if "/api/" in call or "z" in call.rsplit("/", 1)[-1]:
             assert f"`{call}`" in text, call
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    text = (DOCS / "operations.md").read_text()
+    sources = [path.read_text() for folder in ("tests", "hpsearch/testing") for path in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 10
+    for name in named:
+        assert any(f"def {name}(" in source for source in sources), name

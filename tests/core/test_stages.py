@@ -161,6 +161,28 @@ def test_an_extension_where_all_diverge_leaves_the_study_its_result(coordinator:
     assert stages_of(coordinator)[1].counts[TrialState.DIVERGED] > 0
 
 
+def test_a_range_of_lr_where_all_diverges_is_left_downward(coordinator: Coordinator) -> None:
+    high = {**LR, "low": 1e-1, "high": 1e2}
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}, FINE, lr=high))
+    bowl = best_at(1e-3)
+    train(coordinator, lambda params: bowl(params) if number(params["lr"]) < 5e-2 else math.nan)
+    coarse, lower, fine = stages_of(coordinator)[0], stages_of(coordinator)[1], stages_of(coordinator)[-1]
+    assert (lower.name, lower.parent, lower.extension) == ("coarse-lower", "coarse", 1)
+    assert "all 60 trials of coarse diverged" in (lower.reason or "")
+    assert (lower.space["lr"].model_dump()["low"], lower.space["lr"].model_dump()["high"]) == (pytest.approx(1e-4), 0.1)
+    assert coarse.counts[TrialState.COMPLETED] == 0
+    assert fine.name == "fine"
+    assert study_of(coordinator).state is StudyState.COMPLETED
+
+
+def test_a_study_where_all_diverges_fails_in_the_end(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}, lr={**LR, "hard_low": 1e-8}))
+    train(coordinator, lambda _: math.nan)
+    assert [s.name for s in stages_of(coordinator)] == ["coarse", "coarse-lower"]
+    assert stages_of(coordinator)[1].space["lr"].model_dump()["low"] == 1e-8
+    assert study_of(coordinator).state is StudyState.FAILED
+
+
 def test_a_flag_proposes_what_one_call_opens_even_after_the_end(coordinator: Coordinator) -> None:
     coordinator.submit(spec(COARSE))
     train(coordinator, best_at(1e-2))

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
+
+from feeding import Server
 
 pytestmark = pytest.mark.browser
 
@@ -22,119 +15,9 @@ POINTS = """kind => document.querySelector(`[data-figure=${kind}] .plot-area`)._
   ?.filter(trace => trace.customdata).reduce((n, trace) => n + trace.x.length, 0) ?? 0"""
 
 
-class Server:
-    """A real ``hpsearch serve`` process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = 0
-        self.url = ""
-        self.start()
-
-    def start(self) -> None:
-        store = f"sqlite:///{self.folder / 'pages.db'}"
-        command = [sys.executable, "-m", "hpsearch", "serve", "--port", str(self.port), "--store", store]
-        log = (self.folder / "log").open("a")
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
-        log.close()
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("serving http://"), (self.folder / "log").read_text()
-        self.url = line.split()[1]
-        self.port = int(self.url.rsplit(":", 1)[1])
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/api/v1{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return json.load(response)
-
-    def submit(self, name: str, *, trials: int = 60, notes: str = "") -> None:
-        space = {
-            "lr": {"type": "float", "low": 1e-6, "high": 1e-2, "log": True},
-            "reg": {"type": "float", "low": 1e-5, "high": 1e5, "log": True},
-        }
-        document = {
-            "name": name,
-            "notes": notes,
-            "objective": {"kind": "external"},
-            "metric": {"name": "score", "direction": "maximize"},
-            "space": space,
-            "stages": [{"name": "coarse", "trials": trials, "epochs": 2}],
-        }
-        self.post("/studies", document)
-
-    def lease(self, study: str, n: int) -> list[dict[str, Any]]:
-        leases: list[dict[str, Any]] = []
-        while len(leases) < n:
-            asked = {"worker": "tester", "capacity": n, "study": study, "wait_seconds": 5}
-            leases = self.post("/leases", asked)["leases"]
-        return leases
-
-    def finish(self, leases: list[dict[str, Any]]) -> None:
-        for step in (1, 2):
-            reports = [
-                {"token": lease["token"], "step": step, "metrics": {"score": step * lease["params"]["lr"]}}
-                for lease in leases
-            ]
-            self.post("/leases/report", {"worker": "tester", "reports": reports})
-        results = [{"token": lease["token"], "state": "completed"} for lease in leases]
-        self.post("/leases/finish", {"worker": "tester", "results": results})
-
-    def feed(self, study: str, n: int) -> None:
-        """Lease and finish ``n`` trials."""
-        self.finish(self.lease(study, n))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("pages"))
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def trouble() -> list[str]:
-    """Console errors that a test expects are removed from here by it."""
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server, trouble: list[str]) -> Iterator[Page]:
-    """A page that allows no error in its console and no request to a foreign origin."""
-    context = browser.new_context(base_url=server.url, color_scheme="light", viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-
-    def watch(url: str) -> None:
-        if not url.startswith((server.url, "data:", "blob:")):
-            trouble.append(f"foreign request: {url}")
-
-    page.on("request", lambda request: watch(request.url))
-    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    yield page
-    context.close()
-    assert trouble == []
-
-
 def drawn(page: Page, kind: str = "map") -> None:
+    """Figures are drawn when they come into view."""
+    page.locator(f"[data-figure={kind}]").scroll_into_view_if_needed()
     page.wait_for_selector(f"[data-figure={kind}][data-drawn]", state="attached")
 
 
@@ -161,21 +44,6 @@ def zoom(page: Page) -> list[float]:
 
 def wait_for_points(page: Page, n: int, kind: str = "map") -> None:
     page.wait_for_function(f"([kind, n]) => ({POINTS})(kind) === n", arg=[kind, n])
-
-
-@pytest.fixture(scope="module")
-def make_study(server: Server) -> Callable[..., str]:
-    """Submit a study with some finished trials; each call makes another."""
-    made = iter(range(100))
-
-    def make(finished: int = 0, **options: Any) -> str:
-        name = f"study-{next(made)}"
-        server.submit(name, **options)
-        if finished:
-            server.feed(name, finished)
-        return name
-
-    return make
 
 
 def test_points_arrive_without_a_reload(page: Page, server: Server, make_study: Callable[..., str]) -> None:
@@ -206,7 +74,8 @@ def test_every_figure_is_drawn_when_it_comes_into_view(page: Page, make_study: C
             wait_for_points(page, n, kind)
     page.locator("[data-figure=map]").scroll_into_view_if_needed()
     page.locator("[data-figure=map] select[data-query=x]").select_option("reg")
-    titles = "(l => [l.xaxis.title.text, l.yaxis.title.text].join())(document.querySelector('.plot-area')._fullLayout)"
+    area = "document.querySelector('[data-figure=map] .plot-area')"
+    titles = f"(l => [l.xaxis.title.text, l.yaxis.title.text].join())({area}._fullLayout)"
     page.wait_for_function(f"{titles} === 'reg (log scale),lr (log scale)'")  # they change places
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -70,6 +71,129 @@ def test_settings_of_a_connection(sqlite_url: str) -> None:
 
     assert database.write(settings) == ["wal", 2, 1, 30_000, 0]  # synchronous 2 is FULL
     assert database.read(settings) == ["wal", 2, 1, 30_000, 1]
+    database.close()
+
+
+# -- group commit -------------------------------------------------------------------------------------------------
+
+
+def add_worker(name: str) -> Callable[[Connection], str]:
+    def work(connection: Connection) -> str:
+        connection.execute(text("INSERT INTO workers VALUES (:name, '{}', 0, 0)"), {"name": name})
+        if name == "bad":
+            raise Conflict("this one alone")
+        if name == "twice":
+            connection.execute(text("INSERT INTO workers VALUES ('twice', '{}', 0, 0)"))
+        return name
+
+    return work
+
+
+def test_what_waits_together_is_committed_together(tmp_path: Path, sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    database = Database(parse_url(sqlite_url))
+    names = [f"w{i}" for i in range(10)] + ["bad", "twice"]
+    done: dict[str, str] = {}
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Connection) -> str:
+        begun.set()
+        assert go_on.wait(20)
+        return "held"
+
+    def write(name: str) -> None:
+        try:
+            done[name] = database.write(hold if name == "hold" else add_worker(name))
+        except HpsearchError as error:
+            done[name] = type(error).__name__
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ["hold", *names]]
+    threads[0].start()
+    assert begun.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    waiting = database._group._waiting  # type: ignore[attr-defined]  # nothing else tells that they wait
+    while len(waiting) < len(names):
+        time.sleep(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    good = {name: name for name in names if name.startswith("w")}
+    assert done == good | {"hold": "held", "bad": "Conflict", "twice": "StoreError"}
+    with sqlite3.connect(tmp_path / "store.db") as other:
+        assert {row[0] for row in other.execute("SELECT name FROM workers")} == set(good), "each failed alone"
+    other.close()
+    database.close()
+
+
+def test_a_group_is_one_commit(tmp_path: Path, sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    database = Database(parse_url(sqlite_url))
+    commits: list[str] = []
+
+    def trace(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.set_trace_callback(lambda said: commits.append(said) if said == "COMMIT" else None)
+
+    database.write(trace)
+    barrier = threading.Barrier(32)
+
+    def write(i: int) -> None:
+        barrier.wait()
+        for turn in range(5):
+            database.write(add_worker(f"w{i}-{turn}"))
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    n = database.read(lambda connection: connection.execute(text("SELECT count(*) FROM workers")).scalar())
+    assert n == 160
+    assert len(commits) < 120, "many shared one"
+    database.close()
+
+
+def test_whoever_waits_too_long_for_the_writer_is_told(sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    database = Database(parse_url(sqlite_url), patience=timedelta(seconds=0.1))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Connection) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    holder = threading.Thread(target=lambda: database.write(hold))
+    holder.start()
+    assert begun.wait(20)
+    with pytest.raises(StoreError) as error:
+        database.write(add_worker("late"))
+    assert "is overloaded: nothing was written; try again" in sentence(error)
+    go_on.set()
+    holder.join()
+    assert database.read(lambda c: c.execute(text("SELECT count(*) FROM workers")).scalar()) == 0
+    database.close()
+
+
+def test_a_pool_without_a_free_connection_is_told(postgres_url: str) -> None:
+    database = Database(parse_url(postgres_url), patience=timedelta(seconds=0.1))
+    go_on = threading.Event()
+    begun = threading.Barrier(26)
+
+    def hold(_: Connection) -> None:
+        begun.wait(20)
+        assert go_on.wait(20)
+
+    threads = [threading.Thread(target=lambda: database.read(hold)) for _ in range(25)]
+    for thread in threads:
+        thread.start()
+    begun.wait(20)
+    with pytest.raises(StoreError) as error:
+        database.read(lambda connection: None)
+    assert "is overloaded: no connection became free in time; try again" in sentence(error)
+    go_on.set()
+    for thread in threads:
+        thread.join()
     database.close()
 
 

@@ -19,9 +19,9 @@ from hpsearch_api.figures.style import finish, missing_note, plain, stage_color
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-N_FANOVA = 200
+N_FANOVA = 150
 """So many trials, and so few trees, take about a second; the order of the parameters is clear by then."""
-N_TREES = 24
+N_TREES = 16
 N_PED_ANOVA = 2000
 MIN_TRIALS = 10
 TOO_FEW = "Importances need 10 completed trials that share a parameter."
@@ -90,6 +90,7 @@ def _optuna(data: FigureData, names: Sequence[str], trials: Sequence[Trial], *, 
 
     if len({t.value for t in trials}) < 2:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of every study
     study = optuna.create_study(direction=data.spec.metric.direction)
     scales = {name: _outer(data, name) for name in names}
     study.add_trials(

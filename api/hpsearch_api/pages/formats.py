@@ -151,3 +151,10 @@ def took(study: dict[str, Any]) -> float | None:
         return None
     ended, created = (datetime.fromisoformat(study[key]) for key in ("ended_at", "created_at"))
     return (ended - created).total_seconds()
+
+
+def rate(per_minute: float | None) -> str:
+    """So many a minute, in three digits at most; a dash for none."""
+    if per_minute is None:
+        return "–"
+    return f"{per_minute:.2g}" if per_minute < 10 else f"{per_minute:,.0f}"

@@ -33,7 +33,7 @@ POLICY_WITH_FIGURES = f"{POLICY} 'unsafe-eval'"
 
 FILTERS = (
     "bar", "change", "count", "duration", "editable", "extent", "fixed", "methods", "moment", "place", "plural",
-    "range_text", "stop_text", "took", "value",
+    "range_text", "rate", "stop_text", "took", "value",
 )  # fmt: skip
 """Functions of :mod:`~hpsearch_api.pages.formats` that templates use."""
 

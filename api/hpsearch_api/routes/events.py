@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 
-from hpsearch.errors import NotFound
 from hpsearch.space import MAX_INT
-from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator, TheStudy
+from hpsearch_api.deps import PROBLEMS, TheStudy
+from hpsearch_api.feeds import Feeds
+from hpsearch_api.security import Doorkeeper
 
 router = APIRouter(prefix="/api/v1/studies", tags=["events"], responses=PROBLEMS)
 
-PAGE = 500
-PING_SECONDS = 15.0
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "Events, until the server stops."}
+}
 
 
-@router.get("/{name}/events", response_class=EventSourceResponse)
+@router.get("/{name}/events", response_class=StreamingResponse, responses=_STREAM)
 async def events(
     study: TheStudy,
     request: Request,
-    coordinator: TheCoordinator,
-    changes: TheChanges,
     after: Annotated[int, Query(ge=0, le=MAX_INT, description="skip events up to this one")] = 0,
     last_event_id: Annotated[str | None, Header(max_length=30, pattern=r"^[0-9]{0,15}$")] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> StreamingResponse:
     """Everything that happens in a study, from the beginning or after `Last-Event-ID`, without a gap.
 
     The id of an event counts from 1 within the study. `study`, `stage` and `trial` events carry what changed.
     """
+    feeds: Feeds = request.app.state.feeds
+    doorkeeper: Doorkeeper = request.app.state.doorkeeper
+    access = request.state.access
+    feeds.check_room()
     seen = int(last_event_id) if last_event_id else after
-    spoke = time.monotonic()
-    while not changes.closing and not await request.is_disconnected():
-        bell = changes.bell()
-        try:
-            found = await run_in_threadpool(coordinator.store.events, study.id, after=seen, limit=PAGE)
-        except NotFound:
-            return  # deleted meanwhile
-        for event in found:
-            seen = event.seq
-            data = {**event.data, "at": event.at.isoformat()}
-            yield ServerSentEvent(id=str(event.seq), event=event.kind, data=data)
-        if found:
-            spoke = time.monotonic()
-            continue
-        if time.monotonic() - spoke >= PING_SECONDS:
-            spoke = time.monotonic()
-            yield ServerSentEvent(comment="still here")
-        await changes.wait(bell, PING_SECONDS)
+    found = feeds.follow(study.id, after=seen, is_allowed=lambda: doorkeeper.holds(access))
+    return StreamingResponse(found, media_type=MEDIA_TYPE, headers=HEADERS)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from hpsearch.coordinator import Coordinator
 from hpsearch.store import TrialQuery, all_trials
 from hpsearch.study import Stage, Study, StudyState
 from hpsearch.trial import TrialState
-from hpsearch_api.deps import PROBLEMS, TheCoordinator, TheMemory, TheStudy
+from hpsearch_api.deps import PROBLEMS, TheCoordinator, TheMemory, TheStudy, check_text
 from hpsearch_api.figures import KINDS, FigureData, make_figure
+from hpsearch_api.figures.comparing import compare_figure
 from hpsearch_api.memory import Memory
 from hpsearch_api.pages.board import MANY, known_analysis
 
 router = APIRouter(prefix="/api/v1/studies", tags=["figures"], responses=PROBLEMS)
+compare_router = APIRouter(prefix="/api/v1/figures", tags=["figures"], responses=PROBLEMS)
 
 DRAWN_STATES = tuple(state for state in TrialState if state not in (TrialState.QUEUED, TrialState.CANCELLED))
 """Figures show nothing of trials that never trained, and a study may have many of them."""
@@ -61,11 +63,18 @@ def figure_text(coordinator: Coordinator, memory: Memory, study: Study, kind: st
     patient = study.state is StudyState.RUNNING
 
     def draw() -> str:
-        data = memory.get(("data", study.id), version, lambda: figure_data(coordinator, memory, study), patient=patient)
+        data = known_data(coordinator, memory, study)
         text: str = make_figure(kind, _completed(coordinator, memory, study, data, kind, query), query).to_json()
         return text
 
     return memory.get(("figure", study.id, kind, tuple(sorted(query.items()))), version, draw, patient=patient)
+
+
+def known_data(coordinator: Coordinator, memory: Memory, study: Study) -> FigureData:
+    """A study as figures need it, read anew when it has changed."""
+    version = _version(coordinator, study, coordinator.store.stages(study.id))
+    patient = study.state is StudyState.RUNNING
+    return memory.get(("data", study.id), version, lambda: figure_data(coordinator, memory, study), patient=patient)
 
 
 def _version(coordinator: Coordinator, study: Study, stages: Sequence[Stage]) -> tuple[int, ...]:
@@ -109,3 +118,20 @@ def _completed(
     if data.n_trials is not None and text.isascii() and text.isdigit() and len(text) < 16:
         return replace(data, trials=[coordinator.store.trial(study.id, int(text))])
     return data
+
+
+@compare_router.get(
+    "/compare",
+    summary="Several studies in one figure",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": "data and layout"}
+    },
+)
+def compare(
+    coordinator: TheCoordinator, memory: TheMemory, study: Annotated[list[str], Query(min_length=1, max_length=6)]
+) -> Response:
+    """The best value so far of each `study` (given once for each) against the epochs that its trials had trained."""
+    found = [coordinator.store.study(check_text(name, "query.study")) for name in study]
+    text = compare_figure([known_data(coordinator, memory, each) for each in found]).to_json()
+    return Response(text, media_type="application/json", headers={"Cache-Control": "no-cache"})

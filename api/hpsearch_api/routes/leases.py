@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from hpsearch.store import WorkerHello
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_api import views
-from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
+from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator, TheLimits, TheMeters
 from hpsearch_api.models import (
     Decisions,
     FinishRequest,
@@ -56,10 +56,13 @@ async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinato
 
 
 @router.post("/leases/report", response_model=Decisions)
-def report(body: ReportRequest, coordinator: TheCoordinator) -> Response:
+def report(body: ReportRequest, coordinator: TheCoordinator, limits: TheLimits, meters: TheMeters) -> Response:
     """Keep metrics and renew leases; the answer says for each trial to continue, stop or abandon."""
+    for each in body.reports:
+        limits.check_report(each.step, len(each.metrics))
     reports = [Report(r.token, r.step, r.metrics) for r in body.reports]
     decisions = coordinator.report(body.worker, reports)
+    meters.reported(body.worker, sum(r.step is not None for r in reports))
     return _answer({"decisions": [{"token": d.token, "action": d.action, "reason": d.reason} for d in decisions]})
 
 

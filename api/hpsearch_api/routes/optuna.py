@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
@@ -29,6 +29,9 @@ from hpsearch_api.optuna_models import (
 )
 from hpsearch_storage import SqlStore
 from hpsearch_storage.optuna_records import OptunaRecords
+
+if TYPE_CHECKING:
+    from hpsearch.integrations.optuna.backend import Position
 
 router = APIRouter(prefix="/api/v1/optuna", tags=["optuna"], responses=PROBLEMS)
 
@@ -128,7 +131,9 @@ def sync(
     outcomes = records.apply([plain(patch) for patch in body.patches], now=coordinator.clock())
     if outcomes:
         changes.ring()
-    view = records.view(study_id, body.position.model_dump(), body.needs)
+    at = body.position
+    position: Position = {"event": at.event, "number": at.number, "distribution": at.distribution}
+    view = records.view(study_id, position, body.needs)
     return Response(f'{{"outcomes":{json.dumps(outcomes)},"view":{view}}}', media_type="application/json")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gzip
-from datetime import timedelta
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import plotly
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
@@ -20,30 +20,55 @@ from hpsearch.trial import TrialState
 from hpsearch.verdicts import NAMES
 from hpsearch_api.deps import TheCoordinator, TheMemory, TheStudy, check_text
 from hpsearch_api.figures import KINDS, shown_kinds
-from hpsearch_api.pages import board, part, render
+from hpsearch_api.pages import board, overview, part, render, starting
+from hpsearch_api.pages.crew import crew
+from hpsearch_api.pages.neighbours import neighbours
 from hpsearch_api.pages.render import STATIC
 from hpsearch_api.pages.table import PAGE_SIZES, read_table
-from hpsearch_api.views import study_view, trial_detail, trial_view, worker_view
+from hpsearch_api.routes.figures import known_data
+from hpsearch_api.views import study_view, trial_detail, trial_view
 
 router = APIRouter(include_in_schema=False)
 
-STUDIES_PER_PAGE = 50
-STALE_AFTER = timedelta(seconds=60)
-"""A worker that has said nothing for so long stands out."""
 KEEP_FOR_GOOD = "public, max-age=31536000, immutable"
 METHODS = ["GET", "HEAD"]
 
 
 @router.get("/", response_class=HTMLResponse)
-def studies_page(coordinator: TheCoordinator, after: str | None = None) -> HTMLResponse:
-    """Every study, the newest first."""
-    return render("studies.html", **_studies(coordinator, after))
+def studies_page(request: Request, coordinator: TheCoordinator, memory: TheMemory) -> HTMLResponse:
+    """Every study, the newest first if the address does not say."""
+    return render("studies.html", **overview.listing(coordinator, memory, _query(request)))
 
 
 @router.get("/parts/studies", response_class=HTMLResponse)
-def studies_part(coordinator: TheCoordinator, after: str | None = None) -> HTMLResponse:
+def studies_part(request: Request, coordinator: TheCoordinator, memory: TheMemory) -> HTMLResponse:
     """The list of studies alone."""
-    return part("studies.html", **_studies(coordinator, after))
+    return part("studies.html", **overview.listing(coordinator, memory, _query(request)))
+
+
+@router.get("/compare", response_class=HTMLResponse)
+def compare_page(
+    coordinator: TheCoordinator, memory: TheMemory, study: Annotated[list[str] | None, Query()] = None
+) -> HTMLResponse:
+    """Studies side by side."""
+    names = [check_text(name, "query.study") for name in study or []]
+    query = urlencode({"study": names}, doseq=True)
+    return render("compare.html", figures=True, query=query, **overview.compared(coordinator, memory, names))
+
+
+@router.get("/new", response_class=HTMLResponse)
+def new_page(coordinator: TheCoordinator, source: Annotated[str | None, Query(alias="from")] = None) -> HTMLResponse:
+    """An editor for a new study, empty, with an example, or with a copy of another study."""
+    text = ""
+    if source is not None:
+        text = starting.clone(coordinator.store.study(check_text(source, "query.from")))
+    return render("new.html", source=source, text=text, examples=starting.examples())
+
+
+@router.get("/new/schema.json")
+def schema() -> dict[str, Any]:
+    """What the editor completes from."""
+    return starting.schema()
 
 
 @router.get("/studies/{name}", response_class=HTMLResponse)
@@ -78,27 +103,27 @@ def trials_part(request: Request, coordinator: TheCoordinator, study: TheStudy) 
 
 
 @router.get("/studies/{name}/trials/{number}", response_class=HTMLResponse)
-def trial_page(coordinator: TheCoordinator, study: TheStudy, number: str) -> HTMLResponse:
+def trial_page(coordinator: TheCoordinator, memory: TheMemory, study: TheStudy, number: str) -> HTMLResponse:
     """One trial: its params and their place in the range, its curves, every try at it."""
-    return render("trial.html", figures=True, **_trial(coordinator, study, number))
+    return render("trial.html", figures=True, **_trial(coordinator, memory, study, number))
 
 
 @router.get("/studies/{name}/trials/{number}/parts/summary", response_class=HTMLResponse)
-def trial_part(coordinator: TheCoordinator, study: TheStudy, number: str) -> HTMLResponse:
+def trial_part(coordinator: TheCoordinator, memory: TheMemory, study: TheStudy, number: str) -> HTMLResponse:
     """One trial without its curves."""
-    return part("trial.html", **_trial(coordinator, study, number))
+    return part("trial.html", **_trial(coordinator, memory, study, number))
 
 
 @router.get("/workers", response_class=HTMLResponse)
 def workers_page(coordinator: TheCoordinator) -> HTMLResponse:
     """Who trains."""
-    return render("workers.html", workers=_workers(coordinator))
+    return render("workers.html", workers=crew(coordinator))
 
 
 @router.get("/parts/workers", response_class=HTMLResponse)
 def workers_part(coordinator: TheCoordinator) -> HTMLResponse:
     """The list of workers alone."""
-    return part("workers.html", workers=_workers(coordinator))
+    return part("workers.html", workers=crew(coordinator))
 
 
 @router.api_route("/static/plotly.min.js", methods=METHODS)
@@ -146,15 +171,12 @@ def _board(coordinator: TheCoordinator, memory: TheMemory, study: Study, *, wait
     return {**board.board(coordinator, memory, study, wait=wait), "kinds": shown_kinds(study.spec)}
 
 
-def _studies(coordinator: TheCoordinator, after: str | None) -> dict[str, Any]:
-    cursor = None if after is None else check_text(after, "query.after")
-    page = coordinator.store.studies(limit=STUDIES_PER_PAGE, after=cursor)
-    studies = [study_view(coordinator, study) for study in page.items]
-    return {"studies": studies, "next": page.next, "after": after}
+def _query(request: Request) -> dict[str, str]:
+    return {name: check_text(text, f"query.{name}") for name, text in request.query_params.items()}
 
 
 def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: dict[str, Any]) -> dict[str, Any]:
-    query = {name: check_text(text, f"query.{name}") for name, text in request.query_params.items()}
+    query = _query(request)
     ranges = [check_text(text, "query.within") for text in request.query_params.getlist("within")]
     table = read_table(study.spec, query, ranges)
     page = coordinator.store.trials(study.id, table.query())
@@ -170,17 +192,14 @@ def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: d
     }
 
 
-def _trial(coordinator: TheCoordinator, study: Study, number: str) -> dict[str, Any]:
+def _trial(coordinator: TheCoordinator, memory: TheMemory, study: Study, number: str) -> dict[str, Any]:
     if not (number.isascii() and number.isdigit() and len(number) < 16):
         raise NotFound("trial", number)
     trial = coordinator.store.trial(study.id, int(number))
     view = trial_detail(trial, coordinator.store.attempts(study.id, trial.number))
-    overview = study_view(coordinator, study, flags=False)
-    space = next((s["space"] for s in overview["stages"] if s["name"] == trial.stage), overview["spec"]["space"])
-    return {"study": overview, "trial": view, "space": space}
-
-
-def _workers(coordinator: TheCoordinator) -> list[dict[str, Any]]:
-    now = coordinator.clock()
-    workers = coordinator.store.workers()
-    return [{**worker_view(worker), "stale": now - worker.last_seen > STALE_AFTER} for worker in workers]
+    above = study_view(coordinator, study, flags=False)
+    space = next((s["space"] for s in above["stages"] if s["name"] == trial.stage), above["spec"]["space"])
+    data = known_data(coordinator, memory, study)
+    layers = KINDS["layers"] if "layers" in shown_kinds(study.spec) else None
+    near = neighbours(data.space, trial, data.trials)
+    return {"study": above, "trial": view, "space": space, "near": near, "layers": layers}

@@ -8,13 +8,18 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from hpsearch.coordinator import Coordinator
 from hpsearch.document import parse_yaml
 from hpsearch.errors import Fault, InvalidSpec, NotFound
 from hpsearch.spec import StudySpec, parse_study
+from hpsearch.store import Store
 from hpsearch.study import StudyState
 from hpsearch_api import views
-from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, check_text
-from hpsearch_api.models import Accepted, BestView, ChecksRequest, Items, PreflightView, StudyView
+from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, TheLimits, check_text
+from hpsearch_api.models import Accepted, BestView, ChecksRequest, Items, PreflightView, StudyView, ValidationView
+from hpsearch_api.security.limits import Limits
+from hpsearch_api.validation import validate
+from hpsearch_storage import SqlStore
 
 router = APIRouter(prefix="/api/v1/studies", tags=["studies"], responses=PROBLEMS)
 
@@ -48,22 +53,44 @@ _BODY = {
     responses={200: {"model": StudyView, "description": "An equal request created it before."}},
 )
 async def submit(
-    request: Request, coordinator: TheCoordinator, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    request: Request,
+    coordinator: TheCoordinator,
+    limits: TheLimits,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Response:
     """Submit a study, as JSON or YAML. Submitting the same document again finds the study and changes nothing."""
     body = await request.body()
     key = None if idempotency_key is None else check_text(idempotency_key, "header.Idempotency-Key")
-    return await run_in_threadpool(_submit, coordinator, body, key)
+    return await run_in_threadpool(_submit, coordinator, limits, body, key)
 
 
-def _submit(coordinator: TheCoordinator, body: bytes, key: str | None) -> Response:
+@router.post("/validate", response_model=ValidationView, openapi_extra=_BODY)
+async def validate_study(request: Request) -> Any:
+    """Check a study as submitting it would, without keeping it: its wrong places by line, its cost in epochs."""
+    return await run_in_threadpool(validate, _text(await request.body()))
+
+
+def _text(body: bytes) -> str:
     try:
-        text = body.decode()
+        return body.decode()
     except UnicodeDecodeError:
         raise InvalidSpec([Fault("", "the body is not UTF-8")]) from None
-    study, created = coordinator.submit(parse_study(parse_yaml(text)), idempotency_key=key)
+
+
+def _submit(coordinator: Coordinator, limits: Limits, body: bytes, key: str | None) -> Response:
+    study, created = coordinator.submit(parse_study(parse_yaml(_text(body))), idempotency_key=key)
     location = f"/api/v1/studies/{study.name}"
     return JSONResponse(views.study_view(coordinator, study), 201 if created else 200, {"Location": location})
+
+
+def _check_room(store: Store, limits: Limits, name: str) -> None:
+    """Raise TooMany if there are too many studies; one that is there may be submitted again."""
+    n_studies = store.n_studies() if isinstance(store, SqlStore) else 0
+    if n_studies >= limits.studies:
+        try:
+            store.study(name)
+        except NotFound:
+            limits.check_studies(n_studies)
 
 
 @router.get("", response_model=Items[StudyView])

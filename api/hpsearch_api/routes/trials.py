@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
 from hpsearch.errors import Fault, InvalidSpec, NotFound
@@ -12,7 +12,7 @@ from hpsearch.space import MAX_INT
 from hpsearch.store import TrialQuery
 from hpsearch.trial import TrialState
 from hpsearch_api import export, views
-from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, check_text
+from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, TheLimits, check_text
 from hpsearch_api.models import GivenTrials, Items, Numbers, StepView, TrialDetail, TrialView
 
 router = APIRouter(prefix="/api/v1/studies/{name}/trials", tags=["trials"], responses=PROBLEMS)
@@ -55,14 +55,17 @@ def list_trials(
     if export.CSV in accept:
         return StreamingResponse(export.csv_rows(coordinator.store, study, query), media_type=export.CSV)
     if export.PARQUET in accept:
-        return Response(export.parquet(coordinator.store, study, query), media_type=export.PARQUET)
+        return StreamingResponse(export.parquet(coordinator.store, study, query), media_type=export.PARQUET)
     page = coordinator.store.trials(study.id, query)
     return {"items": [views.trial_view(trial) for trial in page.items], "next": page.next}
 
 
 @router.post("", status_code=201, response_model=Numbers)
-def give_trials(name: StudyName, body: GivenTrials, coordinator: TheCoordinator) -> dict[str, Any]:
+def give_trials(
+    name: StudyName, body: GivenTrials, coordinator: TheCoordinator, limits: TheLimits
+) -> dict[str, Any]:
     """Queue given params in the running stage, or add trials that were evaluated elsewhere (all with a value)."""
+    limits.check_trials(coordinator.store.study(name).next_number + len(body.trials))
     finished = [t for t in body.trials if t.state is not None or t.value is not None]
     if not finished:
         return {"numbers": coordinator.enqueue(name, [t.params for t in body.trials])}

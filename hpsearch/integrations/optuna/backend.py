@@ -76,8 +76,8 @@ class Created(TypedDict):
 
 
 TrialDocument = list[Any]
-"""``[id, number, state, values, started, ended, params, user, system, steps]``; each of ``params`` is ``[name,
-internal value, key of its distribution]``, each of ``steps`` ``[step, value]``."""
+"""``[id, number, state, values, started, ended, params, user, system, steps]``; ``params`` is ``[name, internal value,
+key of its distribution, name, …]``, ``steps`` ``[step, value, step, …]``: flat, for a study has many."""
 
 
 class View(TypedDict):

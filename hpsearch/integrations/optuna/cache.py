@@ -31,10 +31,11 @@ class StudyCache:
         self._trials: list[FrozenTrial | None] = []
         self._open: set[int] = set()
 
-    def merge(self, view: View) -> None:
-        """Take over what a view of this study says."""
+    def merge(self, view: View, ahead: Container[int]) -> None:
+        """Take over what a view of this study says, but of running trials (by id) that are ahead of it here."""
         for trial in self.read(view):
-            self.put(trial)
+            if trial.state is not TrialState.RUNNING or trial._trial_id not in ahead:
+                self.put(trial)
         self.position = {
             "event": view["event"],
             "number": max(view["number"], self.position["number"]),

@@ -77,11 +77,14 @@ def to_trial(document: TrialDocument, distributions: Mapping[Any, tuple[str, Bas
         values=None if values is None else [float(value) for value in values],
         datetime_start=local_time(started),
         datetime_complete=local_time(ended),
-        params={name: distributions[key][1].to_external_repr(float(value)) for name, value, key in params},
-        distributions={name: distributions[key][1] for name, _, key in params},
+        params={
+            name: distributions[key][1].to_external_repr(float(value))
+            for name, value, key in zip(params[::3], params[1::3], params[2::3], strict=True)
+        },
+        distributions={name: distributions[key][1] for name, key in zip(params[::3], params[2::3], strict=True)},
         user_attrs={key: json.loads(text) for key, text in user.items()},
         system_attrs={key: json.loads(text) for key, text in system.items()},
-        intermediate_values={step: float(value) for step, value in steps},
+        intermediate_values=dict(zip(steps[::2], map(float, steps[1::2]), strict=True)),
         trial_id=trial_id,
     )
 
@@ -109,8 +112,9 @@ def created_trial(made: Created, template: Patch | None, times: Sequence[int | N
         return to_trial([made["trial"], made["number"], "RUNNING", None, made["at"], None, [], {}, {}, []], {})
     given = template["params"]
     distributions = {i: (name, parse_distribution(text)) for i, (name, _, text) in enumerate(given)}
-    params = [[name, value, i] for i, (name, value, _) in enumerate(given)]
-    attributes = (template["user"], template["system"], template["steps"])
+    params = [part for i, (name, value, _) in enumerate(given) for part in (name, value, i)]
+    steps = [part for step in template["steps"] for part in step]
+    attributes = (template["user"], template["system"], steps)
     head = [made["trial"], made["number"], template["state"], template.get("values"), *times]
     return to_trial([*head, params, *attributes], distributions)
 

@@ -23,6 +23,9 @@ class Pending:
     def __init__(self) -> None:
         self._patches: dict[int, Patch] = {}
 
+    def __contains__(self, trial_id: object) -> bool:
+        return trial_id in self._patches
+
     def __bool__(self) -> bool:
         return bool(self._patches)
 
@@ -41,9 +44,9 @@ class Pending:
             patches[patch["trial"]] = last
         return list(patches.values())
 
-    def clear(self) -> None:
-        """Forget what was sent."""
-        self._patches.clear()
+    def drop(self, trial_id: int) -> None:
+        """Forget what was sent of a trial."""
+        self._patches.pop(trial_id, None)
 
 
 def _merge(into: Any, patch: Mapping[str, Any]) -> None:

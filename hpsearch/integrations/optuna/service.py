@@ -9,7 +9,7 @@ from typing import Any
 
 from hpsearch.errors import HpsearchError, ServerRefused, ServerUnreachable
 from hpsearch.http import Connection
-from hpsearch.integrations.optuna.backend import Backend, Created, Needs, Outcome, Patch, Position, StudyDocument, View
+from hpsearch.integrations.optuna.backend import Created, Needs, Outcome, Patch, Position, StudyDocument, View
 from hpsearch.integrations.optuna.storage import BackendStorage, StaleCallback
 
 _ROOT = "/api/v1/optuna"
@@ -51,9 +51,11 @@ class ServiceStorage(BackendStorage):
             grace_period=grace_period,
             heartbeat_stale_trial_callback=heartbeat_stale_trial_callback,
         )
-        HttpBackend(self.url, self.token, 0.0).greet()
+        backend = self._session.backend
+        assert isinstance(backend, HttpBackend)
+        backend.greet()
 
-    def _connect(self) -> Backend:
+    def _connect(self) -> HttpBackend:
         return HttpBackend(self.url, self.token, self.patience_seconds)
 
     def _settings(self) -> tuple[str, ...]:
@@ -71,17 +73,15 @@ class HttpBackend:
         self._patience_seconds = patience_seconds
 
     def greet(self) -> None:
-        """Raise ServerUnreachable unless a server of ours answers, ServerRefused if it does not know the token."""
+        """Raise ServerUnreachable unless a server of ours answers, ServerRefused if it refuses, as a wrong token."""
         try:
-            answer = self._call("GET", "")
+            answer = self._connection.call("GET", _ROOT)
         except ServerRefused as error:
-            if error.status in (401, 403):
+            if error.status != 404:
                 raise
             answer = None
         except ValueError:
             answer = None
-        finally:
-            self.close()
         if not isinstance(answer, dict) or "version" not in answer:
             raise ServerUnreachable(self._connection.server, "what answers is not hpsearch, or an older one")
 

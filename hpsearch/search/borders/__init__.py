@@ -2,7 +2,7 @@
 
 from hpsearch.search.borders.evidence import Cliff, Evidence, border_evidence
 from hpsearch.search.borders.flag import Flag, FlagVerdict, Level, Side
-from hpsearch.search.borders.flags import border_flags
+from hpsearch.search.borders.flags import border_flags, worth_extending
 from hpsearch.search.borders.proposals import natural_end, next_range
 from hpsearch.search.borders.results import Results, results
 
@@ -19,4 +19,5 @@ __all__ = [
     "natural_end",
     "next_range",
     "results",
+    "worth_extending",
 ]

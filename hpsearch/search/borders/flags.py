@@ -25,12 +25,22 @@ MIN_TRIALS = 20
 """With fewer completed trials the only verdict is ``insufficient_data``."""
 AT_BORDER = 0.97
 """Least posterior probability that the best value inside lies at the border."""
+MIN_TRIALS_TO_ACT = 12
+AT_BORDER_TO_ACT = 0.8
+"""The same for :func:`worth_extending`: a stage too many costs some trials, a false flag costs trust."""
 CLOSE_UP = 0.5
 """The same in the close-up; also of the whole range where the verdict is ``insufficient_data``."""
 
 
 def border_flags(
-    stage: str, space: Space, trials: Sequence[Trial], metric: Metric, *, adaptive: Collection[int] = ()
+    stage: str,
+    space: Space,
+    trials: Sequence[Trial],
+    metric: Metric,
+    *,
+    adaptive: Collection[int] = (),
+    min_trials: int = MIN_TRIALS,
+    at_border: float = AT_BORDER,
 ) -> list[Flag]:
     """The flags of one stage, most certain first, at most one per border. The same trials give the same flags.
 
@@ -43,6 +53,8 @@ def border_flags(
         adaptive: numbers of the trials whose params followed from earlier results (TPE, GP, CMA-ES). They are left out
             if 20 completed trials remain. If not, all are used, the level is ``watch`` at most, and the message says
             so.
+        min_trials: completed ones that any verdict but ``insufficient_data`` takes, at least 8.
+        at_border: least posterior probability that the best inside lies at the border, from 0.5 to 1.
 
     Returns:
         Nothing if fewer than 8 trials completed, all values are equal, or there is no numeric parameter.
@@ -51,15 +63,15 @@ def border_flags(
     independent = [t for t in trials if t.number not in followed]
     found = results(space, independent, metric)
     left_out = len(trials) - len(independent)
-    weak = bool(left_out) and int(found.completed.sum()) < MIN_TRIALS
+    weak = bool(left_out) and int(found.completed.sum()) < min_trials
     if weak:
         found = results(space, trials, metric)
     flags = []
     for evidence in border_evidence(found):
         param = space[evidence.parameter]
         level = level_of(evidence.p_value)
-        enough = int(found.completed.sum()) >= MIN_TRIALS
-        if level is None or not _is_at_border(evidence, enough=enough):
+        enough = int(found.completed.sum()) >= min_trials
+        if level is None or not _is_at_border(evidence, at_border if enough else None):
             continue
         assert not isinstance(param, CategoricalParam)
         level = level if enough and not weak else "watch"
@@ -68,10 +80,25 @@ def border_flags(
     return sorted(flags, key=lambda f: (f.p_value, -f.at_border))
 
 
-def _is_at_border(evidence: Evidence, *, enough: bool) -> bool:
-    if not enough:
+def worth_extending(
+    stage: str, space: Space, trials: Sequence[Trial], metric: Metric, *, adaptive: Collection[int] = ()
+) -> list[Flag]:
+    """The flags that a stage past a border is opened for by itself: all with the verdict ``widen``, and weaker ones.
+
+    The trend must be as sure (p ≤ 0.05 over all borders), but :data:`MIN_TRIALS_TO_ACT` completed trials and a
+    probability of :data:`AT_BORDER_TO_ACT` are enough.
+    """
+    flags = border_flags(
+        stage, space, trials, metric, adaptive=adaptive, min_trials=MIN_TRIALS_TO_ACT, at_border=AT_BORDER_TO_ACT
+    )
+    return [flag for flag in flags if flag.verdict is FlagVerdict.WIDEN]
+
+
+def _is_at_border(evidence: Evidence, least: float | None) -> bool:
+    """Whether the best lies at the border with the least probability asked for; None: too few trials to ask."""
+    if least is None:
         return evidence.at_border >= CLOSE_UP
-    return evidence.at_border >= AT_BORDER and evidence.close_up is not None and evidence.close_up >= CLOSE_UP
+    return evidence.at_border >= least and evidence.close_up is not None and evidence.close_up >= CLOSE_UP
 
 
 def _flag(

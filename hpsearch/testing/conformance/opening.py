@@ -18,7 +18,7 @@ class Opening(Base):
     def test_how_a_stage_came_about_is_kept(self, store: Store) -> None:
         study = self.create(store)
         inside = {"lr": FloatParam(type="float", low=1e-6, high=1e-3, log=True, hard_low=1e-9, natural=True)}
-        child = new_stage(study.spec, 1, parent="coarse", plan=3, extension=2, exclude=inside, watched=True)
+        child = new_stage(study.spec, 1, parent="coarse", plan=3, extension=2, exclude=inside, watched=True, reason="x")
         assert store.open_stage(study.id, 1, child, now=T0)
         coarse, fine = store.stages(study.id)
         assert (coarse.plan, coarse.extension, coarse.exclude, coarse.watched, coarse.n_epochs) == (
@@ -28,7 +28,7 @@ class Opening(Base):
             False,
             0,
         )
-        assert (fine.plan, fine.extension, fine.exclude, fine.watched) == (3, 2, inside, True)
+        assert (fine.plan, fine.extension, fine.exclude, fine.watched, fine.reason) == (3, 2, inside, True, "x")
 
     def test_a_stage_opened_early_cancels_what_is_open(self, store: Store) -> None:
         study = self.create(store, queued=4)

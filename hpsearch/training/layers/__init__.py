@@ -15,12 +15,12 @@ arrives at every parameter as that member's step, and can be added straight into
 from hpsearch.training.layers.activations import Activation, Activity, Relu
 from hpsearch.training.layers.base import Autograd, Buffer, Layer, Parameter, Pass
 from hpsearch.training.layers.dropout import Dropout
-from hpsearch.training.layers.images import Convolution, flatten, image_mean, max_pool
+from hpsearch.training.layers.images import Convolution, ImageMean, flatten, max_pool
 from hpsearch.training.layers.linear import Bfloat16Linear, Linear
 from hpsearch.training.layers.normalisation import BatchNorm
 from hpsearch.training.layers.residual import Residual, run, run_back
 
 __all__ = [
-    "Activation", "Activity", "Autograd", "BatchNorm", "Bfloat16Linear", "Buffer", "Convolution", "Dropout", "Layer",
-    "Linear", "Parameter", "Pass", "Relu", "Residual", "flatten", "image_mean", "max_pool", "run", "run_back",
+    "Activation", "Activity", "Autograd", "BatchNorm", "Bfloat16Linear", "Buffer", "Convolution", "Dropout",
+    "ImageMean", "Layer", "Linear", "Parameter", "Pass", "Relu", "Residual", "flatten", "max_pool", "run", "run_back",
 ]  # fmt: skip

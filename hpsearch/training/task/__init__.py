@@ -4,5 +4,16 @@ from hpsearch.training.task.data import TaskData, task_data
 from hpsearch.training.task.loading import Task, load_task
 from hpsearch.training.task.pack import TaskPack, task_key
 from hpsearch.training.task.stack import TaskMember
+from hpsearch.training.task.width import architecture, find_task_width
 
-__all__ = ["Task", "TaskData", "TaskMember", "TaskPack", "load_task", "task_data", "task_key"]
+__all__ = [
+    "Task",
+    "TaskData",
+    "TaskMember",
+    "TaskPack",
+    "architecture",
+    "find_task_width",
+    "load_task",
+    "task_data",
+    "task_key",
+]

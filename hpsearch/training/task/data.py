@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,12 @@ class TaskData:
     validation_index: NDArray[np.int64]
     study_seed: int
 
-    @property
+    @cached_property
     def train(self) -> Split:
         """The training split."""
         return _part(self.whole, self.train_index)
 
-    @property
+    @cached_property
     def validation(self) -> Split:
         """The validation split."""
         return _part(self.whole, self.validation_index)

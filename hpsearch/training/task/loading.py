@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -59,6 +61,15 @@ class Task:
         if not isinstance(module, torch.nn.Module):
             raise DataError(f"{self.entrypoint}: model(params) returns {type(module).__name__}, and not a nn.Module")
         return module
+
+    @property
+    def digest(self) -> str:
+        """Of the source of the module that the class is from; empty where that cannot be read."""
+        try:
+            source = inspect.getsource(sys.modules[type(self._instance).__module__])
+        except (OSError, TypeError, KeyError):
+            return ""
+        return hashlib.sha256(source.encode()).hexdigest()
 
     def say(self, topic: str, text: str) -> None:
         """Log what the user should know, once per topic."""

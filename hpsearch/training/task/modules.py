@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,23 @@ class Modules:
         ]
         self.buffers = [Buffer(_stack([tensors[n] for tensors in others]), name=n) for n in others[0]]
         self._device = self.parameters[0].value.device
+        self._leaves = [named[0][n] for n in learned]
+        self._assigned: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
+        if not stacked:
+            self._share(named[0])
         self.begin_epoch(0)
+
+    def _share(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Have the module that stands alone keep its tensors here: it runs as it is, without a copy of anything."""
+        places = [(p.name, p.value[0]) for p in self.parameters] + [(b.name, b.value[0]) for b in self.buffers]
+        for name, value in places:
+            if name in parameters:
+                parameters[name].data = value
+                continue
+            path, _, last = name.rpartition(".")
+            buffers = self._module.get_submodule(path)._buffers
+            buffers[last] = value
+            self._assigned.append((buffers, last, value))
 
     def begin_epoch(self, epoch: int) -> None:
         """Restart every member's dropout from (seed, epoch)."""
@@ -80,19 +96,22 @@ class Modules:
         self._n_passes = 0
 
     def train(self, samples: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """A training pass, with its graph: the leaves, one (K, …) per parameter, and outputs (K, batch, …)."""
+        """A training pass, with its graph: the leaves, one per parameter, and outputs (K, batch, …).
+
+        Leaves are (K, …), or as the module has them where it stands alone.
+        """
         self._n_passes += 1
+        if not self.stacked:
+            return list(self._leaves), self._run_alone(samples, training=True)
         leaves = {p.name: p.value.detach().requires_grad_() for p in self.parameters}
-        self._module.train()
-        outputs = self._run(leaves, {b.name: b.value for b in self.buffers}, samples)
-        return list(leaves.values()), outputs
+        return list(leaves.values()), self._run_stacked(leaves, samples, training=True)
 
     @torch.no_grad()
     def evaluate(self, samples: torch.Tensor) -> torch.Tensor:
         """Outputs (K, batch, …) in evaluation mode."""
-        self._module.eval()
-        buffers = {b.name: b.value for b in self.buffers}
-        return self._run({p.name: p.value for p in self.parameters}, buffers, samples)
+        if not self.stacked:
+            return self._run_alone(samples, training=False)
+        return self._run_stacked({p.name: p.value for p in self.parameters}, samples, training=False)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep the members at ``rows``, in that order."""
@@ -102,34 +121,46 @@ class Modules:
         for tensor in tensors:
             tensor.keep(rows)
 
-    def _run(self, parameters: Tensors, buffers: Tensors, samples: torch.Tensor) -> torch.Tensor:
-        keys = hashed(self._keys + self._n_passes)
+    def _run_stacked(self, parameters: Tensors, samples: torch.Tensor, *, training: bool) -> torch.Tensor:
+        self._module.train(training)
+        buffers = {b.name: b.value for b in self.buffers}
+        together = vmap(self._call, in_dims=(0, 0, 0, None), randomness="error")
         with self._dropout:
-            if self.stacked:
-                outputs = vmap(self._call, in_dims=(0, 0, 0, None), randomness="error")(
-                    parameters, buffers, keys, samples
-                )
-            else:
-                outputs = self._call(_first(parameters), _first(buffers), keys[0], samples).unsqueeze(0)
-        return outputs
+            return together(parameters, buffers, self._pass_keys(), samples)
 
     def _call(self, parameters: Tensors, buffers: Tensors, key: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        """One member, or under vmap each; buffers are changed in place."""
+        """Each member under vmap; buffers are changed in place."""
         self._dropout.begin(key)
         tensors = parameters | buffers
-        outputs: Any = functional_call(self._module, tensors, (samples,))
+        outputs = functional_call(self._module, tensors, (samples,))
         for name, buffer in buffers.items():
             if tensors[name] is not buffer:  # the module has assigned a new one
                 buffer.copy_(tensors[name].detach())
-        if not isinstance(outputs, torch.Tensor) or outputs.dim() == 0 or len(outputs) != len(samples):
-            got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-            raise DataError(f"the model must return one tensor (batch, …), but for {len(samples)} samples gives {got}")
-        return outputs
+        return _checked(outputs, samples)
+
+    def _run_alone(self, samples: torch.Tensor, *, training: bool) -> torch.Tensor:
+        if self._module.training != training:  # it takes a twentieth of a step
+            self._module.train(training)
+        self._dropout.begin(self._pass_keys()[0])
+        with self._dropout:
+            outputs = self._module(samples)
+        for buffers, name, shared in self._assigned:
+            assigned = buffers[name]
+            if assigned is not shared and assigned is not None:
+                shared.copy_(assigned.detach())
+                buffers[name] = shared
+        return _checked(outputs, samples).unsqueeze(0)
+
+    def _pass_keys(self) -> torch.Tensor:
+        return hashed(self._keys + self._n_passes)
+
+
+def _checked(outputs: Any, samples: torch.Tensor) -> torch.Tensor:
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() == 0 or len(outputs) != len(samples):
+        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise DataError(f"the model must return one tensor (batch, …), but for {len(samples)} samples gives {got}")
+    return outputs
 
 
 def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([tensor.detach() for tensor in tensors])
-
-
-def _first(tensors: Tensors) -> Tensors:
-    return {name: tensor[0] for name, tensor in tensors.items()}

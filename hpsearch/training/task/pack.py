@@ -18,7 +18,7 @@ from hpsearch.training.streams import Purpose
 from hpsearch.training.task.data import TaskData
 from hpsearch.training.task.loading import Task, reason, seeded
 from hpsearch.training.task.modules import structure
-from hpsearch.training.task.stack import Setting, Stack, TaskMember, first_look
+from hpsearch.training.task.stack import Setting, Stack, TaskMember, new_module
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """By how much float32 sums in another order may differ: of the number itself, and of the member's largest gradient."""
@@ -137,10 +137,7 @@ class TaskPack:
 
     def _module(self, number: int) -> torch.nn.Module:
         """A fresh one: whatever an earlier one did in a trial run is of no consequence."""
-        member = self._members[number]
-        module = self._of.task.model(member.objective.params, member.seed).to(self._device)
-        first_look(module, member, self._of)
-        return module
+        return new_module(self._members[number], self._of)
 
     def _objection(self, group: list[int], *, look_at_time: bool) -> tuple[str, str] | None:
         """What speaks against stacking, as topic and sentence; None if nothing does."""

@@ -153,6 +153,12 @@ class Stack:
         metrics = [a | b | c for a, b, c in zip(train, validation, extra, strict=True)]
         return epoch_results(epoch, self._rows, metrics, penalties=penalties, start=self._start, dropped=self._dropped)
 
+    def rehearse(self, n_steps: int) -> None:
+        """Train ``n_steps`` minibatches without counting them; the stack is of no further use but for more of it."""
+        index = torch.arange(min(self._of.batch_size, len(self._of.train.labels)), device=self._of.device)
+        for _ in range(n_steps):
+            self._step(*self._minibatch(index), 0, measure=False)
+
     def checkpoint(self, member: int, architecture: str, epoch: int) -> Checkpoint:
         """All that a live member needs to go on after ``epoch``, on the CPU."""
         row = self._rows.index(member)
@@ -193,11 +199,15 @@ class Stack:
         for i, index in enumerate(torch.split(order.to(of.device), of.batch_size)):
             if of.should_stop():
                 raise Interrupted(f"the pack was told to stop in epoch {epoch}")
-            samples, targets = of.train.samples.index_select(0, index), of.train.labels.index_select(0, index)
+            samples, targets = self._minibatch(index)
             step = (epoch - 1) * of.n_steps + i
             scored = self._step(samples, targets, step, measure=measure and i == of.n_steps - 1)
             counted.add(as_scores(self._outputs) if self._predicts != "other" else self._outputs, targets, scored)
         return counted.result()
+
+    def _minibatch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        split = self._of.train
+        return split.samples.index_select(0, index), split.labels.index_select(0, index)
 
     def _step(self, samples: torch.Tensor, targets: torch.Tensor, step: int, *, measure: bool) -> Scored:
         """One update of all rows, and what the loss said before it."""
@@ -219,7 +229,9 @@ class Stack:
     def _backward(self, marked: Marked, leaves: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor | None]:
         gradient = marked.gradient * scale.view(-1, *[1] * (marked.gradient.dim() - 1))
         with self._user_code("the gradient"):
-            return list(torch.autograd.grad(marked.root, leaves, gradient, allow_unused=True))
+            found = torch.autograd.grad(marked.root, leaves, gradient, allow_unused=True)
+        shapes = [p.value.shape for p in self.modules.parameters]
+        return [None if g is None else g.view(shape) for g, shape in zip(found, shapes, strict=True)]
 
     def _set_start(self, scored: Scored, n_samples: int) -> None:
         loss = scored.loss / n_samples
@@ -277,6 +289,13 @@ class Stack:
 
     def _user_code(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return user_code(f"{self._of.task.entrypoint}: {doing}")
+
+
+def new_module(trial: TaskMember, of: Setting) -> torch.nn.Module:
+    """A fresh one on the device, without lazy parameters, its weights by the trial's seed."""
+    module = of.task.model(trial.objective.params, trial.seed).to(of.device)
+    first_look(module, trial, of)
+    return module
 
 
 def first_look(module: torch.nn.Module, trial: TaskMember, of: Setting) -> Any:

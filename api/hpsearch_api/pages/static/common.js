@@ -53,6 +53,10 @@ export async function refresh(target, url) {
   template.innerHTML = html;
   for (const box of template.content.querySelectorAll("details[data-key]")) box.open = opened.has(box.dataset.key);
   keepForms(target, template.content);
+  for (const box of target.querySelectorAll("input[type=checkbox][data-key]:checked")) {
+    const same = template.content.querySelector(`[data-key="${CSS.escape(box.dataset.key)}"]`);
+    if (same) same.checked = true;
+  }
   target.replaceChildren(template.content);
   for (const box of target.querySelectorAll(".scroll[data-key]")) box.scrollLeft = scrolled.get(box.dataset.key) ?? 0;
   if (active?.isConnected) active.focus({ preventScroll: true }); // it was kept, with the form around it

@@ -75,7 +75,8 @@ class Figure {
 
   url() {
     const query = this.query();
-    const inColumns = ["axis", "slice"].includes(this.element.dataset.figure) || this.element.dataset.fixed;
+    const { figure, fixed } = this.element.dataset;
+    const inColumns = ["axis", "slice"].includes(figure) || (figure === "curves" && fixed);
     if (NARROW.matches && inColumns) query.set("columns", "1");
     return `${this.element.dataset.url}?${query}`;
   }
