@@ -54,6 +54,7 @@ class Server:
 
     def __init__(self, store: str, folder: Path) -> None:
         command = [sys.executable, "-m", "hpsearch", "serve", "--store", store, "--port", "0"]
+        command += ["--limit", "trials=10000000"]
         self.store = store
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, text=True
@@ -239,8 +240,8 @@ def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
                 units[name] = lambda s=study, r=rule: optuna_trial(s, prune=r != "none")
             rates = in_turn(units, options.rounds, options.seconds)
             lines += peer_rows(rule, rates)
-    head = "| early stopping | ours | trials/s | × RDB, same database | × Journal | × Grpc proxy |\n|---|---|---|---|---|---|"
-    return "\n".join([head, *lines])
+    head = "| early stopping | ours | trials/s | × RDB, same database | × Journal | × Grpc proxy |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
 
 
 def peer_rows(rule: str, rates: dict[str, list[float]]) -> list[str]:
@@ -269,7 +270,7 @@ def flat(server: str, folder: Path, options: argparse.Namespace) -> str:
             for size in options.sizes:
                 ours.client.submit(f"n{size}")
                 ours.client.add(f"n{size}", size)
-            units = {f"n{n}": lambda n=n: ours.client.pack(f"n{n}", PACK) for n in options.sizes}
+            units = {f"n{n}": lambda c=ours.client, n=n: c.pack(f"n{n}", PACK) for n in options.sizes}
             rates = in_turn(units, options.rounds, options.seconds)
             for size in options.sizes:
                 name = f"n{size}"
@@ -330,27 +331,26 @@ class Crew:
 
 def transfer(server: str, folder: Path, options: argparse.Namespace) -> str:
     """A large study in and out."""
-    n = options.sizes[-1]
     lines = ["| database | what | seconds | server's memory, MB |", "|---|---|---|---|"]
     for where, url in (("SQLite", f"sqlite:///{folder / 'transfer.db'}"), ("PostgreSQL", database(server))):
-        ours = Server(url, folder)
-        ours.client.submit("large")
-        rows = [(f"{n:,} finished trials by `POST trials`, 10,000 a call", timed(lambda: ours.client.add("large", n)))]
-        accept = {"Accept": "application/vnd.apache.parquet"}
-        path = "/api/v1/studies/large/trials"
-        rows.append(("Parquet of them, streamed", timed(lambda: ours.client.call("GET", path, **accept))))
-        lines += [f"| {where} | {what} | {seconds:.0f} | {ours.memory():.0f} |" for what, seconds in rows]
-        hpsearch = [sys.executable, "-m", "hpsearch"]
-        file = str(folder / f"{where}.study.gz")
-        steps = {
-            "`hpsearch export --format study`": ["export", "large", "--format", "study", "--output", file],
-            "`hpsearch import` under another name": ["import", file, "--name", "copy"],
-        }
-        for what, command in steps.items():
-            call = [*hpsearch, *command, "--store", url]
-            lines.append(f"| {where} | {what} | {timed(lambda c=call: run(c)):.0f} | |")
-        ours.close()
+        with contextlib.closing(Server(url, folder)) as ours:
+            found = transferred(ours, options.sizes[-1], folder / f"{where}.study.gz")
+            lines += [f"| {where} | {what} | {seconds:.0f} | {memory} |" for what, seconds, memory in found]
     return "\n".join(lines)
+
+
+def transferred(ours: Server, n: int, file: Path) -> Iterator[tuple[str, float, str]]:
+    ours.client.submit("large")
+    seconds = timed(lambda: ours.client.add("large", n))
+    yield f"{n:,} finished trials by `POST trials`, 10,000 a call", seconds, f"{ours.memory():.0f}"
+    accept = {"Accept": "application/vnd.apache.parquet"}
+    seconds = timed(lambda: ours.client.call("GET", "/api/v1/studies/large/trials", **accept))
+    yield "Parquet of them, streamed", seconds, f"{ours.memory():.0f}"
+    hpsearch = [sys.executable, "-m", "hpsearch"]
+    export = [*hpsearch, "export", "large", "--format", "study", "--output", str(file), "--store", ours.store]
+    yield "`hpsearch export --format study`", timed(lambda: run(export)), ""
+    again = [*hpsearch, "import", str(file), "--name", "copy", "--store", ours.store]
+    yield "`hpsearch import` under another name", timed(lambda: run(again)), ""
 
 
 def run(command: list[str]) -> None:
@@ -383,8 +383,9 @@ def main() -> None:
             print(f"\n{part}\n{table}", flush=True)
             sections.append(f"### {part.capitalize()}\n\n{table}")
     head = (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU shared with other work (load {load:.1f} "
-        f"before, {os.getloadavg()[0]:.1f} after), Optuna {optuna.__version__}, {time.perf_counter() - start:.0f} s; "
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU, load {load:.1f} before and "
+        f"{os.getloadavg()[0]:.1f} after (other work on it included), "
+        f"Optuna {optuna.__version__}, {time.perf_counter() - start:.0f} s; "
         f"`python -m benchmarks.control_plane --write`. Medians of {options.rounds} interleaved rounds, in brackets "
         "the lowest and the highest."
     )

@@ -44,7 +44,10 @@ CHUNK = 5000
 OURS_READ = "document.querySelector('#conclusion') && document.querySelector('.trials tbody tr') && performance.now()"
 OURS_DRAWN = "document.querySelector('figure[data-drawn]') && performance.now()"
 THEIRS_READ = "document.body?.innerText.includes('bench') && performance.now()"
-THEIRS_DRAWN = "document.querySelector('.js-plotly-plot .point, .js-plotly-plot canvas, .js-plotly-plot .scatterlayer .trace') && performance.now()"
+THEIRS_DRAWN = (
+    "document.querySelector('.js-plotly-plot .point, .js-plotly-plot canvas, .js-plotly-plot .scatterlayer .trace')"
+    " && performance.now()"
+)
 
 
 def draw(n: int) -> tuple[list[dict[str, float]], list[float]]:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch._version import __version__
 from hpsearch.errors import HpsearchError, TrialStopped
+from hpsearch.running_trial import RunningTrial
 
 if TYPE_CHECKING:
     from hpsearch.client import Client, StudyHandle
 
-__all__ = ["Client", "HpsearchError", "StudyHandle", "TrialStopped", "__version__"]
+__all__ = ["Client", "HpsearchError", "RunningTrial", "StudyHandle", "TrialStopped", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

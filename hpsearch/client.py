@@ -213,6 +213,10 @@ class StudyHandle:
         items: list[dict[str, Any]] = self._connection.call("GET", f"{self._path}/trials/{number}/metrics")["items"]
         return items
 
+    def log(self, number: int) -> str:
+        """The end of what a trial of kind python or command wrote."""
+        return self._connection.send("GET", f"{self._path}/trials/{number}/log").text
+
     def trials_dataframe(self) -> pd.DataFrame:
         """Every trial as a row: number, stage, state, value, step, reason, …, ``params.NAME``. Needs pandas."""
         try:
@@ -236,7 +240,7 @@ class StudyHandle:
         return response.content
 
     def figure(self, kind: str, **query: Any) -> go.Figure:
-        """A figure of the study's page, by its kind (``axis``, ``map``, ``curves``, ``history``). Needs plotly."""
+        """A figure of the study's page, by its kind (``axis``, ``map``, ``importance``, …; see docs/pages.md). Needs plotly."""
         try:
             import plotly.io
         except ModuleNotFoundError:

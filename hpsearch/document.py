@@ -122,7 +122,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def check_size(document: Any) -> None:
-    """Raise InvalidSpec if a parsed document unfolds to more than :data:`MAX_NODES` nodes or is nested too deep."""
+    """Raise InvalidSpec for a document of more than :data:`MAX_NODES` nodes, too deep, or with half a character."""
     stack, nodes = [(document, 0)], 0
     while stack:
         node, depth = stack.pop()
@@ -130,9 +130,11 @@ def check_size(document: Any) -> None:
         if nodes > MAX_NODES or depth > 50:
             _refuse(f"the document is too large: at most {MAX_NODES} keys and values, nested at most 50 deep")
         if isinstance(node, dict):
-            stack += [(child, depth + 1) for child in node.values()]
+            stack += [(child, depth + 1) for child in (*node.keys(), *node.values())]
         elif isinstance(node, list):
             stack += [(child, depth + 1) for child in node]
+        elif isinstance(node, str) and any("\ud800" <= c <= "\udfff" for c in node):
+            _refuse(f"the text {ascii(node[:40])} holds half of a surrogate pair, which is no character")
 
 
 def _refuse(text: str) -> NoReturn:
@@ -141,6 +143,13 @@ def _refuse(text: str) -> NoReturn:
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-6 as a number, as JSON and YAML 1.2 do, and refuses a key that stands twice."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """Text; two escapes of JSON that stand for one character (``\\ud83d\\ude00``) become that."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -83,6 +83,18 @@ class WorkerHello:
     info: dict[str, Any]
 
 
+class Logs(Protocol):
+    """The end of what trials of users' own code wrote, one text for each. Threads as in :class:`Store`."""
+
+    def keep(self, texts: Mapping[str, str]) -> None:
+        """Keep texts by the tokens of leases, in place of what was there; a lease that is lost changes nothing."""
+        ...
+
+    def of_trial(self, study_id: int, number: int) -> str | None:
+        """The text of a trial, None if it wrote nothing. Raises NotFound if there is no such trial."""
+        ...
+
+
 class Store(Protocol):
     """Where studies live.
 
@@ -99,6 +111,11 @@ class Store(Protocol):
     (not on its creation in state queued); ``flag`` → ``{stage, parameter, side, note}``; ``test`` → the one
     reading of the test split; ``thinned`` → ``{keep_every, n_removed, trials}``, metrics that were removed.
     """
+
+    @property
+    def logs(self) -> Logs:
+        """What trials wrote."""
+        ...
 
     # -- studies ----------------------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ from hpsearch_storage import SqlStore
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT_TOKEN = "HPSEARCH_TOKEN"
-"""Name of the token that a server process was given; its scope is ``admin``."""
+GIVEN, OWN = "HPSEARCH_TOKEN", "workers of the server"
+"""Names of the tokens that a server process was given (scope ``admin``), and that it made for its own workers."""
 TICK_SECONDS = 1.0
 AWAY_SECONDS = 5 * TICK_SECONDS
 """Who ticks as late as that has not answered workers either."""
@@ -67,7 +67,7 @@ def create_app(
     """
     changes = Changes()
     coordinator.on_change(changes.ring)
-    given = {ENVIRONMENT_TOKEN: (token, Scope.ADMIN), "workers of the server": (worker_token, Scope.WORK)}
+    given = {GIVEN: (token, Scope.ADMIN), OWN: (worker_token, Scope.WORK)}
     known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
     store = coordinator.store
     doorkeeper = Doorkeeper(store.tokens if isinstance(store, SqlStore) else None, known)

@@ -23,7 +23,8 @@ class Changes:
         self.closing = False
 
     def start(self) -> None:
-        """Bind to the running loop."""
+        """Bind to the running loop, again too after an end."""
+        self.draining = self.closing = False
         self._loop = asyncio.get_running_loop()
 
     def ring(self) -> None:

@@ -427,6 +427,7 @@ class Leases(View):
 
     leases: list[LeaseView]
     preflights: list[PreflightLease] = []
+    version: str = Field("", description="of the server: a worker of another one may not understand it")
 
 
 class CheckBody(Document):
@@ -488,6 +489,20 @@ class ResultBody(Document):
     state: Literal["completed", "pruned", "diverged", "failed"]
     value: Number | None = None
     reason: Reason | None = None
+
+
+class LogBody(Document):
+    """The end of what a trial wrote."""
+
+    token: Token
+    text: Annotated[StorableText, Field(max_length=200_000)]
+
+
+class LogRequest(Document):
+    """What trials of users' own code wrote, in place of what was told of them before."""
+
+    worker: WorkerName
+    logs: Annotated[list[LogBody], Field(max_length=1000)]
 
 
 class FinishRequest(Document):

@@ -55,6 +55,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of ours, of FastAPI's validation and of HTTP with a problem (or a page, to a browser)."""
     app.add_exception_handler(HpsearchError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(UnicodeEncodeError, _half_a_character)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unforeseen)
 
@@ -103,11 +104,27 @@ def _sentence(item: dict[str, Any]) -> str:
     return str(item["msg"]) if item["type"] in ("missing", "unknown_key") else f"{item['msg']}, but is {short}"
 
 
+async def _half_a_character(request: Request, error: Exception) -> Response:
+    """A key with half of a surrogate pair, which JSON can say: pydantic cannot even name it in an error."""
+    assert isinstance(error, UnicodeEncodeError)
+    fault = Fault("", f"the text {ascii(error.object[:40])} holds half of a surrogate pair, which is no character")
+    return answer(request, 422, str(fault), [fault])
+
+
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.__cause__ is not None:  # FastAPI's, for a body that cannot be read
+        fault = Fault("", f"the body is not JSON: {_why_not_json(error.__cause__)}")
+        return answer(request, 422, str(fault), [fault])
     response = answer(request, error.status_code, str(error.detail))
     response.headers.update(error.headers or {})
     return response
+
+
+def _why_not_json(cause: BaseException) -> str:
+    if isinstance(cause, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "it is nested too deep" if isinstance(cause, RecursionError) else str(cause)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

@@ -49,7 +49,7 @@ class Settings:
 
     token: str | None = None
     worker_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     tls: tuple[Path, Path] | None = None
     trusted_proxies: Sequence[str] = ()
     drain_seconds: float = 0.0

@@ -181,7 +181,9 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key belong together: give both or none")
     if tls_cert is not None and workers:
-        raise InvalidInput("--workers speak to their server without TLS: start them with hpsearch worker --server https://…")
+        raise InvalidInput(
+            "--workers speak to their server without TLS: start them with hpsearch worker --server https://…"
+        )
     settings = server.Settings(
         token=token,
         limits=Limits.parse(limit or []),
@@ -243,40 +245,50 @@ def worker(
     stop_on_signals(stop)
     if parent := os.environ.get("HPSEARCH_PARENT"):
         stop_with_parent(stop, int(parent))
-    try:
-        from hpsearch.training.devices import devices
-        from hpsearch.worker.checkpoints import Checkpoints, default_folder
-        from hpsearch.worker.task import TaskRunner
-        from hpsearch.worker.train import TrainRunner
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
-    known = ["cpu", *devices()]
-    if device not in ("auto", *known):
-        raise InvalidInput(f"--device {device} is not on this machine: it has {', '.join(dict.fromkeys(known))}")
-    chosen = devices()[0] if device == "auto" else device
-    kept = Checkpoints(checkpoints or default_folder(), every_seconds=checkpoint_seconds)
-    n_workers = os.cpu_count() or 1
+    from hpsearch.worker.folders import default_folder
+
+    place = checkpoints or default_folder()
     root = data_root or Path.cwd()
     if not root.is_dir():
         raise InvalidInput(f"--data-root {root}: there is no such folder")
-    runners: dict[str, Runner] = {
-        "train": TrainRunner(
-            device=chosen, threads=threads, width=width, n_workers=n_workers, checkpoints=kept, data_root=root
-        )
-    }
+    training: dict[str, Any] = {"threads": threads, "width": width, "n_workers": os.cpu_count() or 1}
+    code: dict[str, Any] = {"allow": allow, "folders": path or []}
+    runners: dict[str, Runner] = {}
+    own: dict[str, Any] = {}
+    chosen = "cpu"
+    try:
+        from hpsearch.training.devices import devices
+        from hpsearch.worker.checkpoints import Checkpoints
+        from hpsearch.worker.task import TaskRunner
+        from hpsearch.worker.train import TrainRunner
+    except ModuleNotFoundError as error:
+        if not allow:
+            raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
+    else:
+        known = ["cpu", *devices()]
+        if device not in ("auto", *known):
+            raise InvalidInput(f"--device {device} is not on this machine: it has {', '.join(dict.fromkeys(known))}")
+        chosen = devices()[0] if device == "auto" else device
+        training |= {"device": chosen, "checkpoints": Checkpoints(place, every_seconds=checkpoint_seconds)}
+        runners["train"] = TrainRunner(**training, data_root=root)
+        if allow:
+            runners["task"] = TaskRunner(**training, **code)
     if allow:
-        runners["task"] = TaskRunner(
-            allow=allow,
-            folders=path or [],
-            device=chosen,
-            threads=threads,
-            width=width,
-            n_workers=n_workers,
-            checkpoints=kept,
-        )
+        from hpsearch.worker.command import CommandRunner
+        from hpsearch.worker.folders import Folders
+        from hpsearch.worker.program import Guard
+        from hpsearch.worker.python import PythonRunner
+
+        code |= {"checkpoints": Folders(place, every_seconds=checkpoint_seconds), "device": chosen, "guard": Guard()}
+        own = {"python": PythonRunner(**code), "command": CommandRunner(**code)}
+        runners |= own
     info = {"device": chosen, "threads": threads, "pack": pack}
     session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)
-    work(session, runners, study=study)
+    try:
+        work(session, runners, study=study)
+    finally:
+        for runner in own.values():
+            runner.close()
 
 
 def _pack_width(text: str) -> int | None:

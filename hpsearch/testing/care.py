@@ -1,9 +1,9 @@
-"""The memory store's part for preflight and the test split."""
+"""The memory store's part for preflight, the test split and logs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ class Care:
         self._lock = threading.RLock()
         self._kept: dict[int, Kept] = {}
         self._last_id = 0
+        self.logs = Logs(self._kept, self._lock)
 
     # -- preflight --------------------------------------------------------------------------------------------
 
@@ -103,3 +104,25 @@ class Care:
     def _next_id(self) -> int:
         self._last_id += 1
         return self._last_id
+
+
+class Logs:
+    """What trials wrote, in memory."""
+
+    def __init__(self, kept: dict[int, Kept], lock: threading.RLock) -> None:
+        self._kept = kept
+        self._lock = lock
+
+    def keep(self, texts: Mapping[str, str]) -> None:
+        """See Logs."""
+        with self._lock:
+            for kept in self._kept.values():
+                holding = [item for tries in kept.tries.values() for item in tries if item.holds]
+                kept.logs |= {item.trial: texts[item.token] for item in holding if item.token in texts}
+
+    def of_trial(self, study_id: int, number: int) -> str | None:
+        """See Logs."""
+        with self._lock:
+            if study_id not in self._kept or number >= len(self._kept[study_id].trials):
+                raise NotFound("trial", number)
+            return self._kept[study_id].logs.get(number)

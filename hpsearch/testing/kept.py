@@ -46,6 +46,7 @@ class Kept:
     events: list[Event] = field(default_factory=list)
     rungs: dict[int, dict[RungPlace, RungEntry]] = field(default_factory=dict)
     preflight: Preflight = field(default_factory=lambda: Preflight(PreflightStatus.SKIPPED))
+    logs: dict[int, str] = field(default_factory=dict)
     acknowledged: dict[Border, Acknowledgement] = field(default_factory=dict)
 
     def log(self, kind: str, data: dict[str, Any], now: datetime) -> None:

@@ -75,10 +75,10 @@ def find_width(objective: TrainObjective, dataset: Dataset, *, device: str, memo
 def fastest_width(make: Callable[[int], Rehearsable], key: Hashable, *, device: str, widest: int) -> int:
     """The width of the pack that makes the most member-steps per second.
 
-    Widths 1, 2, 4, … are timed until two in a row are no faster, the widest is reached or about two seconds are over;
-    the narrowest within 3 % of the fastest is taken. So it is never a width slower than one trial at a time. What was
-    measured is kept under ``$XDG_CACHE_HOME/hpsearch/widths`` (``~/.cache``) by ``key``, device, threads, version of
-    torch and ``widest``. A cache that cannot be read or written is no error.
+    Widths 1, 2, 4, … are timed until two in a row are no faster than the one before, the widest is reached or about
+    two seconds are over; the narrowest within 3 % of the fastest is taken. So it is never a width slower than one trial
+    at a time. What was measured is kept under ``$XDG_CACHE_HOME/hpsearch/widths`` (``~/.cache``) by ``key``, device,
+    threads, version of torch and ``widest``. A cache that cannot be read or written is no error.
 
     Args:
         make: a new pack of so many members.
@@ -143,7 +143,7 @@ def _measure(make: Callable[[int], Rehearsable], *, device: str, widest: int) ->
     """Member-steps per second by width."""
     rates: dict[int, float] = {}
     end = time.perf_counter() + SECONDS
-    width, slower, highest = 1, 0, 0.0
+    width, slower, before = 1, 0, 0.0
     while width <= widest and slower < 2:
         started = time.perf_counter()
         try:
@@ -152,8 +152,9 @@ def _measure(make: Callable[[int], Rehearsable], *, device: str, widest: int) ->
             if width == 1:
                 raise
             break
-        slower = 0 if rates[width] >= GAIN * highest else slower + 1
-        highest = max(highest, rates[width])
+        # By the one before: the first step from one module to a vmap of two may cost more than it gains.
+        slower = 0 if rates[width] >= GAIN * before else slower + 1
+        before = rates[width]
         width *= 2
         if time.perf_counter() + 2 * (time.perf_counter() - started) > end:
             break

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from bisect import insort
@@ -29,11 +28,6 @@ log = logging.getLogger(__name__)
 
 FORGOTTEN_SECONDS = 7 * 24 * 3600
 """Checkpoints in a folder that nobody has touched for so long are deleted by the next worker that starts."""
-
-
-def default_folder() -> str:
-    """``$XDG_CACHE_HOME/hpsearch/checkpoints``, or in ``~/.cache``."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpsearch" / "checkpoints")
 
 
 class Checkpoints:

@@ -1,4 +1,4 @@
-"""The process that calls the user's Python objective, kept warm between trials; :mod:`hpsearch.worker.python` starts it.
+"""The process that calls the user's Python objective, warm between trials. :mod:`hpsearch.worker.python` starts it.
 
 It reads and writes lines of JSON on a socket, so that nothing the user prints gets in between:
 
@@ -9,6 +9,7 @@ It reads and writes lines of JSON on a socket, so that nothing the user prints g
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -172,10 +173,8 @@ def shortened(error: BaseException) -> str:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the user's code closed it
             stream.flush()
-        except (OSError, ValueError):
-            pass  # the user's code closed it
 
 
 def main() -> None:

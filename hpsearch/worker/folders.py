@@ -1,7 +1,7 @@
 """The folders that trials of the user's own code keep their checkpoints in, there again where a trial goes on.
 
-Beside the checkpoints of the worker's own training: in a folder, or behind a URL that fsspec knows; then each trial works
-in a temporary folder, which is copied back and forth.
+Beside the checkpoints of the worker's own training: in a folder, or behind a URL that fsspec knows; then each trial
+works in a temporary folder, which is copied back and forth.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from hpsearch.trial import Result, TrialState
 from hpsearch.worker.session import LeasedTrial
 
 log = logging.getLogger(__name__)
+
+
+def default_folder() -> str:
+    """``$XDG_CACHE_HOME/hpsearch/checkpoints``, or in ``~/.cache``."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpsearch" / "checkpoints")
 
 
 class Folders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hpsearch.trial import Report, Result
 from hpsearch.worker.session import Channel, LeasedTrial
@@ -13,6 +13,8 @@ HOLD_SECONDS = 0.1
 BATCH_SECONDS = 0.25
 """So many trials are leased at a time as take about so long."""
 MAX_BATCH = 128
+MAX_LOGGED = 2**21
+"""Characters of logs that wait together at most."""
 
 
 class Results:
@@ -23,6 +25,7 @@ class Results:
         self._reports: list[Report] = []
         self._results: list[Result] = []
         self._logs: dict[str, str] = {}
+        self._n_logged = 0
         self._sent_at = time.monotonic()
 
     def add(self, result: Result, *, last: Report | None, log: str | None) -> None:
@@ -32,7 +35,8 @@ class Results:
             self._reports.append(last)
         if log:
             self._logs[result.token] = log
-        if time.monotonic() - self._sent_at > HOLD_SECONDS:
+            self._n_logged += len(log)
+        if time.monotonic() - self._sent_at > HOLD_SECONDS or self._n_logged > MAX_LOGGED:
             self.flush()
 
     def flush(self) -> None:
@@ -42,7 +46,7 @@ class Results:
         if self._reports:
             self._session.report(self._reports)
         self._session.finish(self._results)
-        self._reports, self._results, self._logs = [], [], {}
+        self._reports, self._results, self._logs, self._n_logged = [], [], {}, 0
         self._sent_at = time.monotonic()
 
 
@@ -67,5 +71,18 @@ class Pace:
         self.capacity = max(1, min(MAX_BATCH, 4 * self.capacity, int(BATCH_SECONDS / max(each, 1e-6))))
 
 
-def run_in_turn(leases: Sequence[LeasedTrial], session: Channel, pace: Pace, run_one: object) -> None:
-    """See the runners."""
+def run_in_turn(
+    leases: Sequence[LeasedTrial], session: Channel, pace: Pace, run_one: Callable[[LeasedTrial, Results], None]
+) -> None:
+    """Run trials one after the other; what is left when the worker stops, or time is up, is given back."""
+    results = Results(session)
+    pace.begin()
+    n_run = 0
+    for lease in leases:
+        if session.stop.is_set() or (n_run and pace.is_over()):
+            break
+        run_one(lease, results)
+        n_run += 1
+    pace.end(n_run)
+    results.flush()
+    session.release([lease.token for lease in leases[n_run:]])

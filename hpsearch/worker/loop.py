@@ -28,7 +28,11 @@ class Runner(Protocol):
     """
 
     checks: bool
-    capacity: int
+
+    @property
+    def capacity(self) -> int:
+        """See the class."""
+        ...
 
     def preflight(self, task: PreflightTask, session: Channel) -> None:
         """Run the checks of a study and hand them over."""
@@ -44,14 +48,18 @@ class Runner(Protocol):
 
 def work(session: Session, runners: Mapping[str, Runner], *, study: str | None = None) -> None:
     """Lease as many trials at a time as the runners want and run them, until the session is told to stop."""
+    latest = list(runners)  # what comes next is most likely of the kinds that came last
     while not session.stop.is_set():
         kinds = sorted({*runners, *("preflight" for runner in runners.values() if runner.checks)})
-        capacity = max(runner.capacity for runner in runners.values())
+        capacity = max(runners[kind].capacity for kind in latest)
         found = session.lease(capacity, kinds=kinds, study=study)
         for task in found.preflights:
-            runners[str(task.objective["kind"])].preflight(task, session)
+            latest = [str(task.objective["kind"])]
+            runners[latest[0]].preflight(task, session)
         leases = found.leases
-        for kind in sorted({str(lease.objective["kind"]) for lease in leases}):
+        came = sorted({str(lease.objective["kind"]) for lease in leases})
+        latest = came or latest
+        for kind in came:
             mine = [lease for lease in leases if lease.objective["kind"] == kind]
             try:
                 runners[kind].run(mine, session)

@@ -53,6 +53,7 @@ class OwnTrial:
         self._value: float | None = None
         self._at_step: dict[str, float] = {}
         self._names: set[str] = set()
+        self._odd: object = None
         self._began = self._heard = self._logged = self._weighed = time.monotonic()
         self._n_logged = 0
 
@@ -104,19 +105,24 @@ class OwnTrial:
         if self._session.stop.is_set():
             self.end = End(None, "the worker stops", release=True)
         elif limits.seconds is not None and now - self._began > limits.seconds:
-            self.end = End(TrialState.FAILED, f"it took longer than limits.seconds, {limits.seconds:g}: raise the limit")
+            self.end = End(TrialState.FAILED, f"it took longer than limits.seconds, {limits.seconds:g}: raise that")
         elif limits.memory_mib is not None and now - self._weighed > MEMORY_SECONDS:
             self._weighed = now
             used = program.memory() / 2**20
             if used > limits.memory_mib:
                 text = f"its processes took {used:,.0f} MiB of memory, and limits.memory_mib is {limits.memory_mib:,}"
-                self.end = End(TrialState.FAILED, f"{text}: raise the limit")
+                self.end = End(TrialState.FAILED, f"{text}: raise that")
         elif now - self._heard > max(1.0, self.lease.lease_seconds / 6):  # the study may have been cancelled
             self._heard = now
             self._follow(self._session.report([Report(self.lease.token)])[self.lease.token])
 
     def result(
-        self, *, value: float | None = None, fault: str | None = None, stopped: str | None = None, note: str | None = None
+        self,
+        *,
+        value: float | None = None,
+        fault: str | None = None,
+        stopped: str | None = None,
+        note: str | None = None,
     ) -> Result | None:
         """How the trial ended; None if that is not the worker's to say.
 
@@ -141,9 +147,22 @@ class OwnTrial:
             return Result(token, TrialState.DIVERGED, None, diverged)
         return Result(token, TrialState.COMPLETED, value, note)
 
+    def added(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+        """The metrics of the last step with these beside them, None if that step has them all."""
+        if metrics.keys() <= self._at_step.keys():
+            return None
+        return {**metrics, **self._at_step}
+
+    def odd(self, value: object) -> None:
+        """The metric was reported as something that is no number."""
+        self._odd = value
+
     def _never(self) -> str:
+        if self._odd is not None:
+            text = repr(self._odd)[:100]
+            return f"the objective reports {self._metric!r} as {text}, and not as a number: report a number"
         reported = f"it reports {', '.join(sorted(self._names)[:20])}" if self._names else "it reports nothing"
-        return f"the objective never reports {self._metric!r}: {reported}; report it, or name another metric in the study"
+        return f"the objective never reports {self._metric!r}: {reported}; report it, or name another metric"
 
     @property
     def unsent_log(self) -> str | None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 CHUNK = 2**16
 TICK_SECONDS = 0.1
@@ -80,6 +79,7 @@ class Program:
         cwd: where it runs.
         env: its whole environment.
         connection: a socket to read beside its output, and the end of it that the process is given.
+        stop_all: whether SIGTERM goes to all processes of its session, or to the first alone; SIGKILL goes to all.
 
     Raises:
         OSError: it cannot be started.
@@ -93,8 +93,10 @@ class Program:
         cwd: str | Path,
         env: Mapping[str, str],
         connection: tuple[socket.socket, socket.socket] | None = None,
+        stop_all: bool = True,
     ) -> None:
         self._guard = guard
+        self._stop_all = stop_all
         self._process = subprocess.Popen(  # noqa: S603 - a list, never a shell
             argv,
             cwd=cwd,
@@ -110,15 +112,11 @@ class Program:
         self._selector = selectors.DefaultSelector()
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._watch(self._process.stdout, "out")
-        self._watch(self._process.stderr, "err")
+        self._selector.register(self._process.stdout, selectors.EVENT_READ, "out")
+        self._selector.register(self._process.stderr, selectors.EVENT_READ, "err")
         if connection is not None:
-            self._watch(connection[0], "connection")
+            self._selector.register(connection[0], selectors.EVENT_READ, "connection")
         self._kill_at: float | None = None
-
-    def _watch(self, source: IO[bytes] | socket.socket, name: str) -> None:
-        os.set_blocking(source.fileno(), False)
-        self._selector.register(source, selectors.EVENT_READ, name)
 
     @property
     def status(self) -> int | None:
@@ -140,37 +138,36 @@ class Program:
                 self._process.wait(seconds)
             return found
         for key, _ in self._selector.select(seconds):
-            data = self._read(key)
+            try:
+                data = os.read(key.fd, CHUNK)
+            except OSError:
+                data = b""
             if data:
                 found[key.data] = data
-            elif data is not None:
+            else:
                 self._selector.unregister(key.fileobj)
         return found
 
     def rest(self) -> dict[str, bytes]:
-        """What has come and was not read yet."""
+        """What has come and was not read yet; if it has ended, what it left behind ends first."""
+        if self.status is not None:
+            self._signal(signal.SIGKILL)
         found: dict[str, bytes] = {}
         while more := self.read(0):
             for name, data in more.items():
                 found[name] = found.get(name, b"") + data
         return found
 
-    @staticmethod
-    def _read(key: selectors.SelectorKey) -> bytes | None:
-        """Empty at the end; None if there is nothing just now."""
-        try:
-            return os.read(key.fd, CHUNK)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-
     def stop(self, grace_seconds: float) -> None:
         """Ask it to stop by SIGTERM; :meth:`read` ends it by SIGKILL when its time is over. Again: perhaps sooner."""
         kill_at = time.monotonic() + grace_seconds
         if self._kill_at is None:
-            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM, to_all=self._stop_all)
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+
+    def spare(self) -> None:
+        """It has stopped what it did: it need not end."""
+        self._kill_at = None
 
     def close(self) -> None:
         """End it, and whatever it left behind in its session."""
@@ -182,9 +179,12 @@ class Program:
             assert stream is not None
             stream.close()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals, *, to_all: bool = True) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.group, number)
+            if to_all:
+                os.killpg(self.group, number)
+            else:
+                self._process.send_signal(number)
 
     def memory(self) -> int:
         """Resident memory of all processes of its session in bytes; 0 where there is no ``/proc``."""

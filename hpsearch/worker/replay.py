@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hpsearch.allow import allowed
+from hpsearch.allow import allowed, code_of, refusal
 from hpsearch.errors import HpsearchError, InvalidInput
 from hpsearch.http import encode
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage
-from hpsearch.objective import TaskObjective, TrainObjective
 from hpsearch.space import Params
 from hpsearch.store import Store
 from hpsearch.study import Stage, Study, StudyState
 from hpsearch.trial import Action, Decision, Outcome, Report, Result, Trial, TrialState
+from hpsearch.worker.command import CommandRunner
+from hpsearch.worker.folders import Folders
 from hpsearch.worker.loop import Runner
+from hpsearch.worker.python import PythonRunner
 from hpsearch.worker.session import LeasedTrial, PreflightTask
-from hpsearch.worker.task import TaskRunner, refusal
+from hpsearch.worker.task import TaskRunner
 from hpsearch.worker.train import TrainRunner
 
 
@@ -79,36 +82,47 @@ def replay_trial(
 ) -> Replayed:
     """Train a trial again from what the store knows of it, evaluated on the validation or on the test split.
 
-    ``allow`` and ``folders``: as :class:`hpsearch.worker.task.TaskRunner` has them, for ``kind: task``, which has no
-    test split.
+    ``allow`` and ``folders``: as :class:`hpsearch.worker.task.TaskRunner` has them, for code of the user's, which has
+    no test split. It begins without a checkpoint.
 
     Raises:
         NotFound: no such study or trial.
-        InvalidInput: the study's objective is not trained by us.
+        InvalidInput: the study's objective is not run by us, or its code may not run here.
         HpsearchError: the training failed; the text says why.
     """
     study = store.study(name)
     trial = store.trial(study.id, number)
     objective = study.spec.objective
-    runner: Runner
-    if isinstance(objective, TrainObjective):
-        runner = TrainRunner(on_test=on_test)
-    elif isinstance(objective, TaskObjective) and not on_test:
-        if not allowed(objective.entrypoint, allow):
-            raise InvalidInput(refusal(objective.entrypoint))
-        runner = TaskRunner(allow=allow, folders=folders)
-    else:
+    if objective.kind == "external" or (on_test and objective.kind != "train"):
         raise InvalidInput(f"{name} is of kind {objective.kind}: that is not possible for it here")
+    code = code_of(objective)
+    if code is not None and not allowed(code, allow):
+        raise InvalidInput(refusal(code))
     stage = next(stage for stage in store.stages(study.id) if stage.name == trial.stage)
     recorded = {metrics.step: metrics.values for metrics in store.metrics(study.id, [number])}
     kept = _Kept()
     line = Lineage(store, Insights(store)).line(study.spec, study.id, stage.name, number, trial.params)
-    runner.run([_lease(study, stage, trial, line)], kept)
+    with tempfile.TemporaryDirectory(prefix="hpsearch-") as checkpoints:
+        runner = _runner(objective.kind, on_test, allow=allow, folders=folders, checkpoints=checkpoints)
+        try:
+            runner.run([_lease(study, stage, trial, line)], kept)
+        finally:
+            if isinstance(runner, PythonRunner | CommandRunner):
+                runner.close()
     failed = [result.reason for result in kept.results if result.state is TrialState.FAILED]
     if failed:
         raise HpsearchError(f"trial {number} of {name} failed again: {failed[0]}")
     epochs = [(r.step, recorded.get(r.step), r.metrics) for r in kept.reports if r.step is not None]
     return Replayed(trial.params, epochs)
+
+
+def _runner(kind: str, on_test: bool, *, allow: Sequence[str], folders: Sequence[Path], checkpoints: str) -> Runner:
+    if kind == "train":
+        return TrainRunner(on_test=on_test)
+    if kind == "task":
+        return TaskRunner(allow=allow, folders=folders)
+    runner = PythonRunner if kind == "python" else CommandRunner
+    return runner(allow=allow, folders=folders, checkpoints=Folders(checkpoints, every_seconds=0))
 
 
 def _lease(study: Study, stage: Stage, trial: Trial, line: Line) -> LeasedTrial:
@@ -150,6 +164,9 @@ class _Kept:
 
     def release(self, tokens: Sequence[str]) -> None:
         """Nobody waits for them."""
+
+    def log(self, texts: Mapping[str, str]) -> None:
+        """Nobody reads them."""
 
     def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
         """Nobody waits for them."""

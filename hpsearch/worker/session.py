@@ -13,7 +13,7 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -94,6 +94,10 @@ class Channel(Protocol):
         """Give trials back unfinished."""
         ...
 
+    def log(self, texts: Mapping[str, str]) -> None:
+        """Tell what trials wrote, by token: the end of it."""
+        ...
+
     def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
         """Tell what the checks of a study came to."""
         ...
@@ -120,6 +124,7 @@ class Session:
         self._unsent: list[Report] = []
         self._lost: dict[str, Decision] = {}
         self._renewed_at = time.monotonic()
+        self._warned_of: str | None = None
         threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
 
     def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> Work:
@@ -136,6 +141,7 @@ class Session:
             body["study"] = study
         while not self.stop.is_set():
             answer = self._unless_stopped(lambda: self._call("/api/v1/leases", body, patient=True))
+            self._compare(answer)
             if answer and answer.get("preflights"):
                 return Work([], [PreflightTask(**item) for item in answer["preflights"]])
             if answer and answer["leases"]:
@@ -149,6 +155,18 @@ class Session:
         held = self._call("/api/v1/leases", {**body, "capacity": 1, "wait_seconds": 0}, patient=False)
         self.release([item["token"] for item in held["leases"]] if held else [])
         return Work([], [])
+
+    def _compare(self, answer: Any) -> None:
+        """Warn once of a server of another version."""
+        other = (answer or {}).get("version", __version__)
+        if other not in (__version__, self._warned_of):
+            self._warned_of = other
+            log.warning(
+                "the server is hpsearch %s and this worker %s: install the same version on both, for one may not "
+                "understand the other",
+                other,
+                __version__,
+            )
 
     def _unless_stopped(self, ask: Callable[[], Any]) -> Any:
         """What ``ask`` returns or raises; None as soon as the worker is told to stop, however long it takes."""
@@ -209,6 +227,11 @@ class Session:
             if not outcome.accepted:
                 log.warning("a result was refused: %s", outcome.reason)
         return outcomes
+
+    def log(self, texts: Mapping[str, str]) -> None:
+        """Hand over what trials wrote, by token; a server that is away misses it."""
+        body = {"worker": self.name, "logs": [{"token": token, "text": text} for token, text in texts.items()]}
+        self._call("/api/v1/leases/log", body, patient=False)
 
     def checked(self, task: PreflightTask, checks: list[dict[str, Any]]) -> None:
         """Hand over the checks of a study."""

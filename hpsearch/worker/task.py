@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from hpsearch.allow import allowed
+from hpsearch.allow import allowed, refusal
 from hpsearch.errors import DataError, Interrupted, OutOfMemory
 from hpsearch.objective import TaskObjective
 from hpsearch.search.sampling import repeat_seed
@@ -243,8 +243,3 @@ def _said(error: Exception) -> str:
         return str(error)
     log.error("training a task failed", exc_info=error)
     return f"{type(error).__name__}: {error}"
-
-
-def refusal(entrypoint: str) -> str:
-    """Why a worker does not run a task."""
-    return f"the code of {entrypoint} may not run here: start the worker with --allow '{entrypoint}', or a pattern"

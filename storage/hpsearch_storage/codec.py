@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -23,6 +24,9 @@ MAX_WHOLE = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_SUSPICIOUS = re.compile(r"\\u0000|\d{19}")
+"""A NUL, or an integer that may need more than 64 bits."""
 _SPACE: TypeAdapter[Space] = TypeAdapter(Space)
 
 
@@ -54,7 +58,13 @@ def check_whole(number: int) -> int:
 
 def encode(value: Any) -> str:
     """A JSON value as text: floats to the last bit, non-finite ones as ``"NaN"``, ``"Infinity"``, ``"-Infinity"``."""
-    return json.dumps(_encodable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = _ENCODER.encode(value)
+    except (TypeError, ValueError):  # not finite, or no JSON: the slow way knows
+        return _ENCODER.encode(_encodable(value))
+    if text.isascii() and not _SUSPICIOUS.search(text):
+        return text
+    return _ENCODER.encode(_encodable(value))
 
 
 def decode(text: str) -> Any:

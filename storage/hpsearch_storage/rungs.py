@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, update
 
@@ -41,7 +42,7 @@ _RECORD = Bulk(
 
 def after(connection: Connection, stage_id: int, seq: int) -> list[RungEntry]:
     """Entries of a stage with a later ``seq``, in order."""
-    return [_entry(*row) for row in _AFTER.rows(connection, stage_id, seq)]
+    return [_entry(row) for row in _AFTER.rows(connection, stage_id, seq)]
 
 
 def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> None:
@@ -91,7 +92,7 @@ def _at(connection: Connection, stage_id: int, places: Iterable[RungPlace]) -> l
         for (bracket, step), numbers in sorted(trials_at.items())
         for row in _AT.rows(connection, stage_id, bracket, step, numbers)
     ]
-    return sorted((_entry(*row) for row in rows), key=lambda entry: entry.place)
+    return sorted((_entry(row) for row in rows), key=lambda entry: entry.place)
 
 
 def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> None:
@@ -118,5 +119,6 @@ def _last_seq(connection: Connection, stage_id: int) -> int:
     return int(_LAST_SEQ.rows(connection, stage_id)[0][0])
 
 
-def _entry(bracket: int, step: int, trial: int, value: float | None, went_on: int, seq: int) -> RungEntry:
+def _entry(row: tuple[Any, ...]) -> RungEntry:
+    bracket, step, trial, value, went_on, seq = row
     return RungEntry(RungPlace(bracket, step, trial), value, bool(went_on), seq)

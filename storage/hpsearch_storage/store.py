@@ -57,6 +57,7 @@ from hpsearch_storage import (
     workers,
 )
 from hpsearch_storage.engine import Database
+from hpsearch_storage.logs import Logs
 from hpsearch_storage.migrations import current_version, newest_version
 from hpsearch_storage.optuna_records import OptunaRecords
 from hpsearch_storage.results import check_results, finish
@@ -72,6 +73,7 @@ class SqlStore:
     """:class:`hpsearch.store.Store` on SQLite or PostgreSQL. Every method is one transaction.
 
     Attributes:
+        logs: what trials wrote.
         optuna: what Optuna's clients ask of the same database.
         tokens: who may talk to a server of this store.
     """
@@ -80,6 +82,7 @@ class SqlStore:
         self._database = database
         self._on_close = on_close
         self._heard = workers.Heard()
+        self.logs = Logs(database)
         self.optuna = OptunaRecords(database)
         self.tokens = Tokens(database)
         self._schema = newest_version()

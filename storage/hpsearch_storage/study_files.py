@@ -24,14 +24,16 @@ from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.spec import parse_study
 from hpsearch_storage import studies, tables
 from hpsearch_storage.codec import check_text, decode, encode, to_micros
+from hpsearch_storage.dialects import is_postgres
 from hpsearch_storage.engine import Database
 from hpsearch_storage.migrations import newest_version
 
 FORMAT = "hpsearch-study"
 CHUNK = 2_000
 """Trials, or events, read or written at a time."""
-_OF_STUDY = ("acknowledgements", "optuna_studies", "optuna_distributions")
-_OF_TRIAL = ("attempts", "metrics", "optuna_trials")
+OF_STUDY = ("acknowledgements", "optuna_studies", "optuna_distributions")
+OF_TRIAL = ("attempts", "metrics", "logs", "optuna_trials")
+"""Tables whose rows belong to a study, and to a trial, and go into a file as they are."""
 _KEYS = ("id", "study_id", "stage_id", "trial_id")
 _IMPORTING = "it is being imported; if nobody imports it any more, delete it"
 
@@ -83,7 +85,7 @@ def _lines(connection: Connection, name: str, now: datetime) -> Iterator[dict[st
     for row in _rows(connection, tables.stages, tables.stages.c.study_id == study_id):
         names[row["id"]] = row["name"]
         yield {"stage": _without_keys(row), "rungs": _children(connection, "rungs", "stage_id", [row["id"]])}
-    for table in _OF_STUDY:
+    for table in OF_STUDY:
         rows = _rows(connection, tables.metadata.tables[table], tables.metadata.tables[table].c.study_id == study_id)
         # the key of a distribution stands in documents of trials
         yield {"table": table, "rows": [_without_keys(row) | {"key": row.get("id")} for row in rows]}
@@ -107,7 +109,7 @@ def _trials(connection: Connection, study_id: int, stages: Mapping[int, str]) ->
         rows = _rows(connection, tables.trials, *where)
         if not rows:
             return first
-        children = {name: _by_trial(connection, name, [row["id"] for row in rows]) for name in _OF_TRIAL}
+        children = {name: _by_trial(connection, name, [row["id"] for row in rows]) for name in OF_TRIAL}
         for row in rows:
             more = {name: found[row["id"]] for name, found in children.items() if row["id"] in found}
             yield {"trial": _without_keys(row), "stage_of": stages[row["stage_id"]], "id": row["id"], **more}
@@ -288,7 +290,7 @@ class _Loader:
 
     def _end(self, connection: Connection, changes: dict[str, Any]) -> None:
         self._check_free(connection)
-        values = _sql_values(changes)
+        values = {name: _checked(value) for name, value in changes.items()}
         assigned = ", ".join(f"{name} = :{name}" for name in values)
         connection.execute(text(f"UPDATE studies SET {assigned} WHERE id = :key"), values | {"key": self._id})
 
@@ -303,7 +305,7 @@ class _Loader:
         _insert(connection, tables.rungs, [{"stage_id": self._stages[row["name"]], **rung} for rung in line["rungs"]])
 
     def _add_rows(self, connection: Connection, table: str, rows: list[dict[str, Any]]) -> None:
-        if table not in _OF_STUDY:
+        if table not in OF_STUDY:
             raise InvalidInput(f"{self._path} is damaged: it has a table {table!r}")
         keys = [row.pop("key", None) for row in rows]
         if table == "optuna_studies" and self._name is not None:
@@ -329,7 +331,7 @@ class _Loader:
         first, last = rows[0]["number"], rows[-1]["number"]
         query = select(columns.number, columns.id).where(columns.study_id == self._id)
         ids = {row.number: row.id for row in connection.execute(query.where(columns.number.between(first, last)))}
-        for table in _OF_TRIAL:
+        for table in OF_TRIAL:
             children = []
             for line in lines:
                 key = ids[line["trial"]["number"]]
@@ -364,8 +366,8 @@ def _not_running(row: dict[str, Any]) -> dict[str, Any]:
     return row if row["state"] != "running" else row | {"state": "queued", "reason": "the study was exported"}
 
 
-def _sql_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: check_text(value) if isinstance(value, str) else value for name, value in values.items()}
+def _checked(value: Any) -> Any:
+    return check_text(value) if isinstance(value, str) else value
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -377,6 +379,6 @@ def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) ->
         raise InvalidInput(f"the file names a column {name!r} of {table.name} that this hpsearch does not know")
     named = [name for name in known if any(name in row for row in rows)]
     columns = ", ".join(f'"{name}"' for name in named)
-    values = ", ".join(f":{name}" for name in named)
-    statement = text(f"INSERT INTO {table.name} ({columns}) VALUES ({values})")
-    connection.execute(statement, [_sql_values({name: row.get(name) for name in named}) for row in rows])
+    values = ", ".join(["%s" if is_postgres(connection) else "?"] * len(named))
+    statement = f"INSERT INTO {table.name} ({columns}) VALUES ({values})"
+    connection.exec_driver_sql(statement, [tuple(_checked(row.get(name)) for name in named) for row in rows])

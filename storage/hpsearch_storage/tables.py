@@ -132,6 +132,15 @@ metrics = Table(
     sqlite_with_rowid=False,
 )
 
+logs = Table(  # the end of what trials of users' own code wrote
+    "logs",
+    metadata,
+    Column("trial_id", Whole, nullable=False),
+    Column("text", Words, nullable=False),
+    PrimaryKeyConstraint("trial_id"),
+    ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
+)
+
 rungs = Table(
     "rungs",
     metadata,

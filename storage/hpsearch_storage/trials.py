@@ -132,7 +132,8 @@ _ADD = Bulk(
 def select_rows() -> Select[Any]:
     """Columns of :class:`TrialRow`, first to last; more may follow."""
     columns = [tables.stages.c.name if name == "stage" else _trials[name] for name in _FIELDS]
-    raw = [type_coerce(column, NullType()).label(name) for name, column in zip(_FIELDS, columns, strict=True)]
+    raw: list[Any] = [type_coerce(column, NullType()) for column in columns]
+    raw = [column.label(name) for name, column in zip(_FIELDS, raw, strict=True)]
     return select(*raw).join_from(tables.trials, tables.stages, _trials.stage_id == tables.stages.c.id)
 
 

@@ -612,7 +612,7 @@ def test_nothing_that_is_sent_breaks_the_server(storage: ServiceStorage, client:
 
 def test_the_wrong_token(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/a.db")
-    listener = listen("127.0.0.1", 0, token="secret")
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(Coordinator(store), token="secret"), log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

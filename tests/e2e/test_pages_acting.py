@@ -38,7 +38,9 @@ def test_a_flag_is_acknowledged_and_taken_back(page: Page, server: Server, flagg
     expect(page.get_by_role("button", name="Open coarse-wider")).to_be_visible()
 
 
-def test_a_proposed_stage_is_changed_and_opened(page: Page, server: Server, flagged: str) -> None:
+def test_a_proposed_stage_is_changed_and_opened(
+    page: Page, server: Server, flagged: str, trouble: list[str]
+) -> None:
     form = page.locator("form[data-open=coarse-wider]")
     form.get_by_text("Change it first").click()
     form.get_by_label("Trials").fill("9")
@@ -58,6 +60,7 @@ def test_a_proposed_stage_is_changed_and_opened(page: Page, server: Server, flag
     expect(page.locator("#summary .sentence .badge")).to_have_text("running")
     server.feed(flagged, 9)
     expect(row).to_contain_text("9 / 9")
+    trouble[:] = [text for text in trouble if "422" not in text]
 
 
 def test_what_is_written_survives_what_arrives(
@@ -111,7 +114,7 @@ def test_ranges_can_be_typed(page: Page, make_study: Callable[..., str]) -> None
     page.get_by_text("Range", exact=True).click()
     page.get_by_label("From", exact=True).fill("1e-4")
     page.get_by_label("To", exact=True).fill("1e-2")
-    page.get_by_label("Of", exact=True).select_option("lr")
+    page.locator("[name=range_of]").select_option("lr")
     expect(page.locator(".chip")).to_contain_text("lr")
     values = page.locator(".trials tbody td:nth-child(3)").all_text_contents()
     assert all(float(value) >= 0.99e-4 for value in values)
@@ -140,3 +143,39 @@ def test_a_problem_is_said_in_words(
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#problem")).to_contain_text("has ended as cancelled")
     trouble[:] = [text for text in trouble if "409" not in text]
+
+
+def test_a_figure_is_saved_as_picture_and_as_numbers(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(5)
+    page.goto(f"/studies/{study}/figures/history")
+    page.wait_for_selector("figure[data-drawn]")
+    found = {}
+    for form in ("PNG", "SVG", "CSV"):
+        with page.expect_download() as waited:
+            page.get_by_role("button", name=f"as {form}").click()
+        found[form] = waited.value.path().read_bytes()
+        assert waited.value.suggested_filename == f"{study}-history.{form.lower()}"
+    assert found["PNG"].startswith(b"\x89PNG")
+    assert b"<svg" in found["SVG"]
+    rows = found["CSV"].decode().splitlines()
+    assert rows[0] == "series,trial,x,y"
+    assert [row.split(",")[:3] for row in rows if row.startswith("coarse")] == [
+        ["coarse", str(n), str(n)] for n in range(5)
+    ]
+
+
+def test_the_address_of_a_figure_holds_its_view(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(8)
+    page.goto(f"/studies/{study}")
+    figure = page.locator("[data-figure=map]")
+    figure.scroll_into_view_if_needed()
+    figure.locator("select[data-query=x]").select_option("reg")
+    figure.get_by_role("link", name="Link").click()
+    page.wait_for_url("**/figures/map?x=reg&y=lr")
+    page.wait_for_selector("figure[data-drawn]")
+    page.evaluate("Plotly.relayout(document.querySelector('.plot-area'), {'xaxis.range': [-1, 1]})")
+    page.wait_for_url("**xaxis=-1.00000,1.00000**")
+    page.reload()
+    page.wait_for_selector("figure[data-drawn]")
+    layout = "document.querySelector('.plot-area')._fullLayout.xaxis"
+    assert page.evaluate(f"[{layout}.title.text, ...{layout}.range]") == ["reg (log scale)", -1, 1]

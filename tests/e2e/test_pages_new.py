@@ -60,7 +60,7 @@ def test_keys_and_words_are_proposed(page: Page) -> None:
     page.wait_for_load_state("networkidle")
     write(page, "")
     editor = page.get_by_label("The study as YAML")
-    options = page.get_by_role("option")
+    options = page.locator("#suggestions [role=option]")
     editor.press_sequentially("met")
     expect(options).to_have_count(1)
     editor.press("Enter")

@@ -108,11 +108,11 @@ def test_every_action_is_reached_with_the_keyboard(page: Page, whole: str) -> No
 def test_studies_are_found_by_word_state_and_tag(page: Page, whole: str) -> None:
     page.goto("/?tag=two")
     expect(page.locator(".study-row")).to_have_count(1)
-    page.get_by_label("Tag").select_option("")
+    page.locator("select[name=tag]").select_option("")
     page.get_by_label("Find").fill("some notes")
     page.get_by_label("Find").press("Enter")
     expect(page.locator(".study-row h2")).to_have_text([whole])
-    page.get_by_label("State").select_option("running")
+    page.locator("select[name=state]").select_option("running")
     expect(page.get_by_text("No study matches")).to_be_visible()
 
 
@@ -151,7 +151,7 @@ def test_ten_thousand_trials_are_never_all_loaded(
     expect(page.locator(".trials tbody tr")).to_have_count(25)
     expect(page.locator(".matching")).to_have_text("20,000 trials")
     expect(page.locator("#flags-title")).to_be_visible(timeout=60_000)  # worked out after the first paint
-    assert 0 < max(sizes) < 1_000_000  # bytes, packed
+    assert 0 < max(sizes) < 1_500_000  # bytes, packed
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def hostile(server: Server) -> str:
         "/studies/hostile",
         "/studies/hostile?within=value:0:1&state=diverged",
         "/studies/hostile/trials/30",
-        "/studies/hostile/trials/39",
+        "/studies/hostile/trials/35",
         "/studies/hostile/figures/curves",
         "/compare?study=hostile&study=whole",
         "/workers",
@@ -212,6 +212,7 @@ def test_the_policy_allows_no_inline_script_and_no_foreign_origin(page: Page, wh
         policy = response.headers["content-security-policy"]
         scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
         assert "unsafe-inline" not in scripts
+        assert "style-src 'self';" in policy
         assert "http" not in policy
         assert page.locator("script:not([src])").count() == 0
         assert page.locator("main [style]:not(.plot-area, .plot-area *)").count() == 0

@@ -112,7 +112,7 @@ def test_what_waits_together_is_committed_together(tmp_path: Path, sqlite_url: s
     assert begun.wait(20)
     for thread in threads[1:]:
         thread.start()
-    waiting = database._group._waiting  # type: ignore[attr-defined]  # nothing else tells that they wait
+    waiting = database._group._waiting  # nothing else tells that they wait
     while len(waiting) < len(names):
         time.sleep(0.001)
     go_on.set()

@@ -20,7 +20,7 @@ from hpsearch.spec import parse_study
 from hpsearch.store import Store, TrialQuery, WorkerHello
 from hpsearch.study import Border, NewStage, Study, StudyState
 from hpsearch.trial import Report, Result, RungPlace, TrialState
-from hpsearch_storage import backups, maintenance, open_store
+from hpsearch_storage import backups, maintenance, open_store, study_files
 from hpsearch_storage.checking import check
 from hpsearch_storage.engine import Database
 from hpsearch_storage.filesystems import network_type
@@ -173,6 +173,12 @@ def test_files_that_are_no_whole_study(store: Store, url: str, tmp_path: Path) -
     assert not (tmp_path / "new").exists()
 
 
+def test_every_table_of_a_study_is_in_its_file() -> None:
+    owners = {table.name: {key.column.table.name for key in table.foreign_keys} for table in metadata.sorted_tables}
+    told = {"studies", "stages", "trials", "events", "rungs", *study_files.OF_STUDY, *study_files.OF_TRIAL}
+    assert {name for name, of in owners.items() if of & {"studies", "stages", "trials"}} | {"studies"} == told
+
+
 # -- checks -------------------------------------------------------------------------------------------------------
 
 
@@ -294,10 +300,13 @@ def test_postgres_is_backed_up_by_its_own_tools(tmp_path: Path) -> None:
 def test_deleting_a_study_leaves_nothing(store: Store, url: str) -> None:
     study = rich_study(store)
     database = Database(parse_url(url))
-    empty = {name for name, n in database.read(counts).items() if not n}
-    assert empty == {"optuna_studies", "optuna_distributions", "optuna_trials"}, "there is something to delete"
+    there = {name for name, n in database.read(counts).items() if n}
+    family = {"studies", "stages", "trials"}
+    owned = {t.name for t in metadata.sorted_tables if {key.column.table.name for key in t.foreign_keys} & family}
+    owned.add("studies")
+    assert {"stages", "trials", "attempts", "metrics", "events", "rungs", "acknowledgements"} <= there & owned
     store.delete_study(study.id)
-    assert {name for name, n in database.read(counts).items() if n} == {"workers"}
+    assert {name for name, n in database.read(counts).items() if n} & owned == set()
     database.close()
 
 

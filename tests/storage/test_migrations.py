@@ -93,7 +93,7 @@ def test_opening_again_changes_nothing(url: str) -> None:
     before = database.read(schema)
     open_store(url).close()
     assert database.read(schema) == before
-    assert database.read(current_version) == "0006"
+    assert database.read(current_version) == "0007"
     database.close()
 
 

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from hpsearch.coordinator import Coordinator
+from hpsearch.space import Params
 from hpsearch.spec import parse_study
 from hpsearch.store import TrialQuery, WorkerHello
 from hpsearch.study import StudyState
-from hpsearch.trial import Report, Result, TrialState
+from hpsearch.trial import Lease, Report, Result, TrialState
 from hpsearch_storage import SqlStore, open_store
 from hpsearch_storage.engine import Database
 from hpsearch_storage.urls import parse_url
@@ -36,7 +37,8 @@ def hot_paths(store: SqlStore) -> dict[str, Callable[[], object]]:
     """What workers and pages ask for all the time, by name. They run in this order."""
     coordinator = Coordinator(store, clock=lambda: NOW)
     study = store.study("a")
-    hello, leases = WorkerHello("w", "s", {}), []
+    hello = WorkerHello("w", "s", {})
+    leases: list[Lease] = []
 
     def lease() -> None:
         leases[:] = [assignment.lease for assignment in coordinator.lease(hello, 4, study="a")]
@@ -88,7 +90,9 @@ def store(url: str) -> Iterator[SqlStore]:
         rule = {"name": "asha", "min_epochs": 1}
         stage = {"name": "only", "trials": 10_000, "epochs": 9, "early_stopping": rule}
         coordinator.submit(parse_study(DOCUMENT | {"name": name, "stages": [stage]}))
-        done = [({"x": k / N_TRIALS}, TrialState.COMPLETED, k / 7) for k in range(N_TRIALS)]
+        done: list[tuple[Params, TrialState, float | None]] = [
+            ({"x": k / N_TRIALS}, TrialState.COMPLETED, k / 7) for k in range(N_TRIALS)
+        ]
         coordinator.add_finished(name, done)
     database = Database(parse_url(url))
 

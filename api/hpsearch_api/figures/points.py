@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from hpsearch.space import CategoricalParam
 from hpsearch.trial import Trial
 from hpsearch_api.figures.data import FigureData, numbers_of, values_of
-from hpsearch_api.figures.style import DIVERGED_COLOR, compact, plain, scatter
+from hpsearch_api.figures.style import DIVERGED_COLOR, WEBGL_FROM, compact, plain, scatter
 
 MAX_HOVER_PARAMS = 12
 
@@ -21,7 +21,8 @@ def customdata(data: FigureData, trials: Sequence[Trial]) -> npt.NDArray[Any] | 
     """One row per trial: number, step, value, then the first parameters. The number comes first: a click opens it.
 
     Returns:
-        an (n, 3 + p) array of floats where every parameter is a number, which travels as bytes; else lists.
+        an (n, 3 + p) array of floats where every parameter is a number, which travels as bytes; else lists. Of many
+        trials the floats are short, exact for numbers up to 2^24 and seven digits of values.
     """
     names = list(data.space)[:MAX_HOVER_PARAMS]
     if any(isinstance(data.space[name], CategoricalParam) for name in names):
@@ -32,7 +33,7 @@ def customdata(data: FigureData, trials: Sequence[Trial]) -> npt.NDArray[Any] | 
         values_of(trials),
     ]
     columns += [np.array([t.params.get(name, np.nan) for t in trials], dtype=np.float64) for name in names]
-    return np.column_stack(columns).astype(np.float64)  # (n, 3 + p)
+    return np.column_stack(columns).astype(np.float32 if len(trials) > WEBGL_FROM else np.float64)  # (n, 3 + p)
 
 
 def _cell(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import plotly
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -23,13 +25,13 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-# Plotly writes its own style sheet and style attributes; scripts come from this server alone.
 POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "default-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "object-src 'none'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'; script-src 'self'"
 )
-# Plotly compiles its WebGL drawing with the Function constructor: without this, many points stay invisible.
-POLICY_WITH_FIGURES = f"{POLICY} 'unsafe-eval'"
+# Plotly compiles its WebGL drawing with the Function constructor: without this, many points stay invisible. It also
+# writes style attributes; its style rules go into a sheet of ours (plotly.css), so no style element is allowed.
+POLICY_WITH_FIGURES = f"{POLICY} 'unsafe-eval'; style-src-attr 'unsafe-inline'"
 
 FILTERS = (
     "bar", "change", "count", "duration", "editable", "extent", "fixed", "methods", "moment", "place", "plural",
@@ -60,6 +62,16 @@ def static_url(path: str) -> str:
     return f"/static/{path}?v={key}"
 
 
+@lru_cache(maxsize=1)
+def plotly_sheets() -> list[str]:
+    """Ids of the style elements that Plotly adds for maps, unless the page has something of that id already.
+
+    The policy allows no style element, and no figure here is a geographic map.
+    """
+    script = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_text()
+    return re.findall(r'getElementById\("([0-9a-f]{64})"\)', script)
+
+
 def _segment(text: object) -> str:
     return quote(str(text), safe="")
 
@@ -73,7 +85,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"static": static_url, "app_version": version("hpsearch")}
+    environment.globals |= {"static": static_url, "plotly_sheets": plotly_sheets, "app_version": version("hpsearch")}
     environment.filters["range_query"] = range_text
     for name in FILTERS:
         environment.filters[name] = getattr(formats, name)

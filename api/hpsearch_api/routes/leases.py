@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from hpsearch._version import __version__
 from hpsearch.store import WorkerHello
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_api import views
@@ -19,6 +20,7 @@ from hpsearch_api.models import (
     FinishRequest,
     LeaseRequest,
     Leases,
+    LogRequest,
     Outcomes,
     ReleaseRequest,
     ReportRequest,
@@ -43,7 +45,7 @@ async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinato
         if body.kinds and "preflight" in body.kinds:
             claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
             if claimed is not None:
-                return _answer({"leases": [], "preflights": [views.preflight_lease(*claimed)]})
+                return _answer(_work([], [views.preflight_lease(*claimed)]))
         assignments = await run_in_threadpool(
             coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
         )
@@ -51,8 +53,12 @@ async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinato
         if assignments or left <= 0 or changes.closing or await request.is_disconnected():
             seconds = coordinator.lease_ttl.total_seconds()
             found = [views.lease_view(assignment, seconds) for assignment in assignments]
-            return _answer({"leases": found, "preflights": []})
+            return _answer(_work(found, []))
         await changes.wait(bell, left)
+
+
+def _work(leases: list[dict[str, Any]], preflights: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"leases": leases, "preflights": preflights, "version": __version__}
 
 
 @router.post("/leases/report", response_model=Decisions)
@@ -71,6 +77,12 @@ def finish(body: FinishRequest, coordinator: TheCoordinator) -> Response:
     """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
     results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
     return _answer({"outcomes": [asdict(outcome) for outcome in coordinator.finish(body.worker, results)]})
+
+
+@router.post("/leases/log", status_code=204)
+def log(body: LogRequest, coordinator: TheCoordinator) -> None:
+    """Keep the end of what trials wrote; of a trial whose lease was lost nothing is kept."""
+    coordinator.store.logs.keep({item.token: item.text for item in body.logs})
 
 
 @router.post("/leases/release", response_model=Outcomes)

@@ -71,6 +71,6 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _own(place: str) -> str:
-    """A path of this server; another address (``//elsewhere``, ``/\\elsewhere``) becomes ``/``."""
+    """A path of this server; another address, such as ``//elsewhere``, becomes ``/``."""
     is_path = place.startswith("/") and not place.startswith(("//", "/\\"))
     return place if is_path and place.isprintable() and len(place) <= 2000 else "/"

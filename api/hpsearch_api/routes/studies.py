@@ -44,6 +44,13 @@ _BODY = {
     }
 }
 
+_ANY_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {}, "example": EXAMPLE}, "application/yaml": {"schema": {}}},
+    }
+}
+
 
 @router.post(
     "",
@@ -64,7 +71,7 @@ async def submit(
     return await run_in_threadpool(_submit, coordinator, limits, body, key)
 
 
-@router.post("/validate", response_model=ValidationView, openapi_extra=_BODY)
+@router.post("/validate", response_model=ValidationView, openapi_extra=_ANY_BODY)
 async def validate_study(request: Request) -> Any:
     """Check a study as submitting it would, without keeping it: its wrong places by line, its cost in epochs."""
     return await run_in_threadpool(validate, _text(await request.body()))
@@ -78,7 +85,10 @@ def _text(body: bytes) -> str:
 
 
 def _submit(coordinator: Coordinator, limits: Limits, body: bytes, key: str | None) -> Response:
-    study, created = coordinator.submit(parse_study(parse_yaml(_text(body))), idempotency_key=key)
+    spec = parse_study(parse_yaml(_text(body)))
+    limits.check_trials(sum(stage.n_trials for stage in spec.stages))
+    _check_room(coordinator.store, limits, spec.name)
+    study, created = coordinator.submit(spec, idempotency_key=key)
     location = f"/api/v1/studies/{study.name}"
     return JSONResponse(views.study_view(coordinator, study), 201 if created else 200, {"Location": location})
 

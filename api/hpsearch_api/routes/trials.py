@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from hpsearch.errors import Fault, InvalidSpec, NotFound
 from hpsearch.space import MAX_INT
@@ -93,3 +93,10 @@ def read_metrics(name: StudyName, number: TrialNumber, coordinator: TheCoordinat
     coordinator.store.trial(study.id, number)
     steps = coordinator.store.metrics(study.id, [number])
     return {"items": [views.step_view(step) for step in steps], "next": None}
+
+
+@router.get("/{number}/log", response_class=PlainTextResponse)
+def read_log(name: StudyName, number: TrialNumber, coordinator: TheCoordinator) -> str:
+    """The end of what a trial of kind python or command wrote; empty if it wrote nothing."""
+    study = coordinator.store.study(name)
+    return coordinator.store.logs.of_trial(study.id, number) or ""

@@ -73,7 +73,8 @@ class Doorkeeper:
         self._clock = clock
         self._known: dict[str, tuple[float, Access]] = {}
         self._open_at: float | None = None
-        self._is_closed = bool(self._given)
+        # what a server makes for its own workers alone closes it to nobody
+        self._is_closed = any(scope is not Scope.WORK for _, scope in (given or {}).values())
 
     async def is_open(self) -> bool:
         """Whether there is no token at all; a store that once had one stays closed."""
@@ -93,8 +94,8 @@ class Doorkeeper:
         if authorization is not None:
             scheme, _, secret = authorization.partition(" ")
             return await self.by_token(secret.strip()) if scheme.lower() == "bearer" else None
-        secret = session_in(headers)
-        return await self._by_session(secret) if secret else None
+        session = session_in(headers)
+        return await self._by_session(session) if session else None
 
     async def by_token(self, secret: str) -> Access | None:
         """What a token gives. Raises StoreError."""

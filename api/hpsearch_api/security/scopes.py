@@ -34,6 +34,7 @@ _TABLE = {
         POST /api/v1/leases
         POST /api/v1/leases/finish
         POST /api/v1/leases/release
+        POST /api/v1/leases/log
         POST /api/v1/studies/{name}/preflight
     """,
     Scope.OPEN: """
@@ -47,6 +48,7 @@ _TABLE = {
     """,
     Scope.SUBMIT: """
         POST /api/v1/studies
+        POST /api/v1/studies/validate
         POST /api/v1/studies/{name}/pause
         POST /api/v1/studies/{name}/resume
         POST /api/v1/studies/{name}/cancel
@@ -75,9 +77,11 @@ _TABLE = {
         GET /api/v1/studies/{name}/trials
         GET /api/v1/studies/{name}/trials/{number}
         GET /api/v1/studies/{name}/trials/{number}/metrics
+        GET /api/v1/studies/{name}/trials/{number}/log
         GET /api/v1/studies/{name}/events
         GET /api/v1/studies/{name}/figures
         GET /api/v1/studies/{name}/figures/{kind}
+        GET /api/v1/figures/compare
         GET /api/v1/workers
         GET /api/v1/optuna
         GET /api/v1/optuna/studies
@@ -92,8 +96,8 @@ _TABLE = {
         GET /
         GET /compare
         GET /new
+        GET /new/schema.json
         GET /workers
-        GET /parts/compare
         GET /parts/studies
         GET /parts/workers
         GET /studies/{name}

@@ -137,3 +137,20 @@ class Care(Base):
         assert self.events(store, study, "test") == [first]
         with pytest.raises(NotFound):
             store.test_reading(10**6)
+
+    def test_a_log_is_kept_while_the_lease_holds(self, store: Store) -> None:
+        spec = make_spec("a")
+        study = store.create_study(spec, new_stage(spec), now=T0)[0]
+        store.add_trials(self.stage(store, study).id, 0, [{"lr": 0.1}, {"lr": 0.2}], now=T0)
+        first, second = self.lease(store, 2)
+        assert store.logs.of_trial(study.id, first.trial) is None
+        store.logs.keep({first.token: "a\nä", second.token: "b", "no-such-token": "c"})
+        store.logs.keep({first.token: "more"})
+        store.finish("w1", [Result(first.token, TrialState.COMPLETED, 0.5)], now=T0)
+        store.logs.keep({first.token: "too late"})
+        assert [store.logs.of_trial(study.id, lease.trial) for lease in (first, second)] == ["more", "b"]
+        with pytest.raises(NotFound):
+            store.logs.of_trial(study.id, 9)
+        store.delete_study(study.id)
+        with pytest.raises(NotFound):
+            store.logs.of_trial(study.id, first.trial)

@@ -85,8 +85,10 @@ class Modules:
                 continue
             path, _, last = name.rpartition(".")
             buffers = self._module.get_submodule(path)._buffers
-            buffers[last] = value
-            self._assigned.append((buffers, last, value))
+            shared = buffers[last]
+            assert shared is not None  # it has a name
+            shared.data = value
+            self._assigned.append((buffers, last, shared))
 
     def begin_epoch(self, epoch: int) -> None:
         """Restart every member's dropout from (seed, epoch)."""

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from hpsearch.errors import DataError
 from hpsearch.objective import TaskObjective
 from hpsearch.training.devices import memory_errors
 from hpsearch.training.optimisers import optimizer_key
@@ -61,7 +62,8 @@ def find_task_width(objective: TaskObjective, task: Task, data: TaskData, *, dev
         )
     except Exception as error:  # the user's code may do anything
         what = "trained one at a time, for how fast packs are could not be measured"
-        log.warning("%s: its modules are %s: %s", task.entrypoint, what, reason(error))
+        why = str(error) if isinstance(error, DataError) else reason(error)
+        log.warning("%s: its modules are %s: %s", task.entrypoint, what, why)
         return 1
 
 
@@ -89,7 +91,8 @@ def bytes_per_member(objective: TaskObjective, of: Setting) -> int:
 
     with saved_tensors_hooks(count, lambda tensor: tensor), seeded(0, Purpose.DROPOUT):
         stack.gradients(of.train.samples[: of.batch_size], of.train.labels[: of.batch_size])
-    return COPIES * n_bytes
+    whole: int = COPIES * n_bytes
+    return whole
 
 
 class _Rehearsal:

@@ -258,10 +258,10 @@ function move(step) {
 
 function take(item) {
   const { word } = item.dataset;
-  text.setSelectionRange(offered.from, text.selectionStart);
-  insert(offered.isKey ? `${word}: ` : word);
-  close();
-  if (offered.isKey) suggest();
+  const { from, isKey } = offered;
+  text.setSelectionRange(from, text.selectionStart);
+  insert(isKey ? `${word}: ` : word); // the event of that proposes what may follow
+  if (!isKey) close();
 }
 
 function close() {

@@ -1,0 +1,137 @@
+"""Schemathesis over the whole OpenAPI document: every operation, valid and invalid requests, all checks, and sequences.
+
+``HPSEARCH_FUZZ_EXAMPLES`` says how many of each kind are sent to each operation; ``make fuzz`` sends many.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.generation import GenerationMode
+from schemathesis.python import asgi
+
+from hpsearch.coordinator import Coordinator
+from hpsearch.testing import MemoryStore
+from hpsearch_api.app import create_app
+from hpsearch_api.security import Limits
+from hpsearch_storage import open_store
+
+EXAMPLES = int(os.environ.get("HPSEARCH_FUZZ_EXAMPLES", "15"))
+SETTINGS = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    database=None,
+    derandomize="HPSEARCH_FUZZ_EXAMPLES" not in os.environ,
+)
+STUDY: dict[str, Any] = {
+    "objective": {"kind": "external"},
+    "metric": {"name": "score", "direction": "maximize"},
+    "space": {
+        "x": {"type": "float", "low": 1e-3, "high": 1.0, "log": True},
+        "kind": {"type": "categorical", "choices": ["a", 1]},
+    },
+    "stages": [{"name": "coarse", "trials": 1000}],
+}
+CONFIG = {
+    # Rules that no JSON schema can say (a name is taken, a value lies outside the study's space) are answered with 422.
+    "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "413", "422"]}},
+    "max-stream-events": 3,
+}
+
+
+@lru_cache(maxsize=1)
+def document() -> dict[str, Any]:
+    """The OpenAPI document, whose names, numbers and tokens are those of something that is there half of the time."""
+    found = copy.deepcopy(create_app(Coordinator(MemoryStore())).openapi())
+    known = {
+        "name": ["s", "t"],
+        "number": [0, 1, 2],
+        "study_id": [1, 2],
+        "trial_id": [1, 2, 3],
+        "kind": ["axis", "history"],
+    }
+    for item in found["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", []):
+                values = known.get(parameter["name"]) if parameter["in"] == "path" else None
+                if values:
+                    parameter["schema"] = {"anyOf": [{"enum": values}, parameter["schema"]]}
+    return found
+
+
+OPERATIONS = sorted(f"{method.upper()} {path}" for path, item in document()["paths"].items() for method in item)
+
+
+class Server:
+    """An application with two studies, in the same process, and a client that has a token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = open_store(f"sqlite:///{folder}/a.db")
+        token = self.store.tokens.create("fuzz", ["admin"], expires_at=None, now=datetime.now(UTC))
+        self.headers = {"Authorization": f"Bearer {token}"}
+        self.app = create_app(Coordinator(self.store), limits=Limits(rate=10**9, failures=10**9))
+        config = schemathesis.Config.from_dict(CONFIG)
+        self.schema = schemathesis.openapi.from_dict(document(), config=config)
+        self.schema.app = self.app
+        self.client: Any = None
+        self.n_sent = 0
+
+    def fill(self) -> None:
+        """Make the two studies, with trials that have ended."""
+        client = self.client
+        for name in ("s", "t"):
+            url = f"http://testserver/api/v1/studies/{name}/trials"
+            client.post("http://testserver/api/v1/studies", json=STUDY | {"name": name}, headers=self.headers)
+            done = [{"params": {"x": 0.1 * i, "kind": "a"}, "value": float(i)} for i in range(1, 9)]
+            client.post(url, json={"trials": done}, headers=self.headers)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("fuzz"))
+    with asgi.get_client(server.app, max_stream_events=3) as server.client:
+        server.fill()
+        yield server
+    print(f"{server.n_sent} requests were sent")
+    server.store.close()
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_every_operation_keeps_to_its_description(server: Server, label: str, mode: GenerationMode) -> None:
+    method, _, path = label.partition(" ")
+    operation = server.schema[path][method]
+
+    @SETTINGS
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def send(case: Any) -> None:
+        server.n_sent += 1
+        case.call_and_validate(session=server.client, headers=server.headers)
+
+    try:
+        send()
+    except Unsatisfiable:  # nothing invalid can be said to an operation that takes nothing
+        assert mode is GenerationMode.NEGATIVE
+        assert not list(operation.iter_parameters())
+        assert not operation.body
+
+
+def test_sequences_of_operations(server: Server) -> None:
+    class Machine(server.schema.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            server.n_sent += 1
+            return {"headers": server.headers, "session": server.client}
+
+    Machine.run(settings=settings(SETTINGS, max_examples=EXAMPLES, stateful_step_count=10))
