@@ -5,7 +5,7 @@ EDITABLE ?= -e
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test chaos check format install browser clean
+.PHONY: demo test chaos check format install browser clean fuzz load
 
 demo: $(VENV)/.installed
 	$(BIN)/hpsearch run examples/digits.yaml --workers 2 --store sqlite:///hpsearch.db
@@ -25,6 +25,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check-secrets
+	$(BIN)/python scripts/check-advisories
+
+# Ten times what make test sends, and every time another choice.
+fuzz: $(VENV)/.installed-dev
+	HPSEARCH_FUZZ_EXAMPLES=250 $(BIN)/python -m pytest -s --timeout 3600 tests/api/test_fuzz.py
+
+# Simulated workers against one server on PostgreSQL, 10 minutes; the figures are for benchmarks/RESULTS.md.
+load: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.load --workers 1000 --minutes 10
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -82,8 +82,14 @@ class Client:
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
         data = None if body is None else json.dumps(body).encode()
-        self._http.request(method, path, data, {"Content-Type": "application/json", **headers})
-        response = self._http.getresponse()
+        head = {"Content-Type": "application/json", **headers}
+        try:
+            self._http.request(method, path, data, head)
+            response = self._http.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError):  # it lay idle for longer than the server waits
+            self._http.close()
+            self._http.request(method, path, data, head)
+            response = self._http.getresponse()
         answer = response.read()
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status} {answer[:300]!r}")
@@ -172,10 +178,12 @@ def proxy(url: str) -> Iterator[Any]:
     port = free_port()
     code = f"from benchmarks.control_plane import serve_proxy; serve_proxy({url!r}, {port})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        storage = GrpcStorageProxy(host="127.0.0.1", port=port)
-        storage.wait_server_ready(60)
-        yield storage
-        server.terminate()
+        try:
+            storage = GrpcStorageProxy(host="127.0.0.1", port=port)
+            storage.wait_server_ready(60)
+            yield storage
+        finally:
+            server.terminate()
 
 
 # -- measuring ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ PAGES = {
     "study": "/studies/digits",
     "figures": "/studies/digits",
     "trial": "/studies/digits/trials/{best}",
-    "compare": "/compare?study=digits&study=digits-relu",
+    "compare": "/compare?study=digits&study=digits-wide",
     "workers": "/workers",
 }
 HEIGHTS = {"study": 1280, "figures": 1500, "trial": 1250, "compare": 1100}
@@ -60,15 +60,15 @@ def train(url: str) -> int:
 
     client = Client(url)
     document = yaml.safe_load((ROOT / "examples" / "digits.yaml").read_text())
-    relu = {
+    wide = {
         **document,
-        "name": "digits-relu",
+        "name": "digits-wide",
         "tags": ["demo"],
         "notes": "The same with a range of lr that is wide enough.",
     }
-    relu["space"] = {**document["space"], "lr": {**document["space"]["lr"], "high": 1.0}}
+    wide["space"] = {**document["space"], "lr": {**document["space"]["lr"], "high": 1.0}}
     digits = client.submit({**document, "tags": ["demo", "mlp"]})
-    other = client.submit(relu)
+    other = client.submit(wide)
     digits.wait()
     other.wait()
     best = digits.best

@@ -154,9 +154,11 @@ def lowered(spec: StudySpec, stages: Sequence[Stage], stage: Stage) -> Proposal 
     if not isinstance(param, FloatParam) or not param.log or not n_diverged or n_diverged < stage.n_finished:
         return None
     low = max(param.low * (param.low / param.high), param.hard_low or 0.0)
-    space = {**stage.space, name: param.model_copy(update={"low": low, "high": param.low})} if low < param.low else {}
+    space: Space = dict(stage.space)
+    if name is not None and low < param.low:
+        space[name] = param.model_copy(update={"low": low, "high": param.low})
     why = f"all {n_diverged} trials of {stage.name} diverged: lr starts too high"
-    return _beyond(spec, stages, stage, space or stage.space, suffix="lower", why=why, limited=True)
+    return _beyond(spec, stages, stage, space, suffix="lower", why=why, limited=True)
 
 
 def _beyond(

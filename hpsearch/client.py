@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from hpsearch.defaults import DEFAULT_SERVER
 from hpsearch.errors import HpsearchError, ServerRefused, ServerUnreachable
-from hpsearch.http import DEFAULT_SERVER, Connection
+from hpsearch.http import Connection
 from hpsearch.spec import StudySpec, load_study, parse_study
 
 if TYPE_CHECKING:

@@ -144,7 +144,7 @@ def _refuse(text: str) -> NoReturn:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-6 as a number, as JSON and YAML 1.2 do, and refuses a key that stands twice."""
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """Text; two escapes of JSON that stand for one character (``\\ud83d\\ude00``) become that."""
         text = super().construct_scalar(node)
         if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):

@@ -11,8 +11,6 @@ import httpx2
 
 from hpsearch.errors import ServerRefused, ServerUnreachable
 
-DEFAULT_SERVER = "http://127.0.0.1:8765"
-
 
 def encode(value: float) -> float | str:
     """A number as it travels: what is not finite becomes text."""

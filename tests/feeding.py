@@ -52,7 +52,7 @@ class Server:
             f"{self.url}/api/v1{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=20) as response:
-            return json.load(response)
+            return json.load(response) if response.status != 204 else None
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}/api/v1{path}", timeout=20) as response:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpsearch.client import Client
+from hpsearch.http import Connection
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[Process] = []
-        self.clients: list[Client] = []
+        self.clients: list[Client | Connection] = []
 
     def run(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
         process = Process(*arguments, cwd=self.folder, env=env)

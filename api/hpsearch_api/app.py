@@ -53,6 +53,7 @@ def create_app(
     *,
     token: str | None = None,
     worker_token: str | None = None,
+    asks: bool = True,
     limits: Limits = Limits(),  # noqa: B008 - immutable
     tracer: Tracer | None = None,
 ) -> FastAPI:
@@ -62,6 +63,7 @@ def create_app(
         coordinator: what it answers from.
         token: one that may do everything, beside those of the store; without any, this machine alone may.
         worker_token: one for workers of this process.
+        asks: False asks for no token, although the store has some; for the user of this machine alone.
         limits: what clients may ask for.
         tracer: takes traces; None makes one as the environment says.
     """
@@ -70,7 +72,7 @@ def create_app(
     given = {GIVEN: (token, Scope.ADMIN), OWN: (worker_token, Scope.WORK)}
     known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
     store = coordinator.store
-    doorkeeper = Doorkeeper(store.tokens if isinstance(store, SqlStore) else None, known)
+    doorkeeper = Doorkeeper(store.tokens if isinstance(store, SqlStore) and asks else None, known)
     meters = Meters(store)
     feeds = Feeds(store, changes, limit=limits.streams, on_number=meters.streams.set)
     traced = tracer or tracer_from_environment()

@@ -13,7 +13,6 @@ from hpsearch_api.changes import Changes
 from hpsearch_api.memory import Memory
 from hpsearch_api.models import Problem
 from hpsearch_api.security.limits import Limits
-from hpsearch_api.telemetry.metrics import Meters
 
 
 async def _coordinator(request: Request) -> Coordinator:
@@ -36,16 +35,10 @@ async def _limits(request: Request) -> Limits:
     return limits
 
 
-async def _meters(request: Request) -> Meters:
-    meters: Meters = request.app.state.meters
-    return meters
-
-
 TheCoordinator = Annotated[Coordinator, Depends(_coordinator)]
 TheChanges = Annotated[Changes, Depends(_changes)]
 TheLimits = Annotated[Limits, Depends(_limits)]
 TheMemory = Annotated[Memory, Depends(_memory)]
-TheMeters = Annotated[Meters, Depends(_meters)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="page size")]
 After = Annotated[str | None, Query(max_length=2000, description="the ``next`` of the page before")]

@@ -107,7 +107,7 @@ def _sentence(item: dict[str, Any]) -> str:
 async def _half_a_character(request: Request, error: Exception) -> Response:
     """A key with half of a surrogate pair, which JSON can say: pydantic cannot even name it in an error."""
     assert isinstance(error, UnicodeEncodeError)
-    fault = Fault("", f"the text {ascii(error.object[:40])} holds half of a surrogate pair, which is no character")
+    fault = Fault("", f"the text {error.object[:40]!a} holds half of a surrogate pair, which is no character")
     return answer(request, 422, str(fault), [fault])
 
 

@@ -41,6 +41,7 @@ class Settings:
     Attributes:
         token: one that may do everything, beside those of the store.
         worker_token: for workers of this server; made anew for every process.
+        asks: False asks for no token, although the store has some; for the user of this machine alone.
         limits: what clients may ask for.
         tls: files of a certificate chain and its key, PEM; None serves HTTP.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
@@ -49,6 +50,7 @@ class Settings:
 
     token: str | None = None
     worker_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    asks: bool = True
     limits: Limits = field(default_factory=Limits)
     tls: tuple[Path, Path] | None = None
     trusted_proxies: Sequence[str] = ()
@@ -108,7 +110,11 @@ class _Server(uvicorn.Server):
 
     def __init__(self, coordinator: Coordinator, settings: Settings) -> None:
         self._app = create_app(
-            coordinator, token=settings.token, worker_token=settings.worker_token, limits=settings.limits
+            coordinator,
+            token=settings.token,
+            worker_token=settings.worker_token,
+            asks=settings.asks,
+            limits=settings.limits,
         )
         self._drain_seconds = settings.drain_seconds
         super().__init__(uvicorn.Config(self._app, **_options(settings)))
@@ -189,7 +195,7 @@ def serving(store_url: str, listener: socket.socket) -> Iterator[str]:
     """
     store = open_store(store_url, exclusive=True)
     try:
-        server = _Server(Coordinator(store), Settings())
+        server = _Server(Coordinator(store), Settings(asks=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
         thread.start()
         while not server.started:

@@ -35,8 +35,8 @@ from hpsearch.cli.options import (
     configure_logs,
     server_parts,
 )
+from hpsearch.defaults import DEFAULT_SERVER
 from hpsearch.errors import HpsearchError, InvalidInput, ServerError
-from hpsearch.http import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from hpsearch.spec import StudySpec
@@ -237,7 +237,8 @@ def worker(
     import platform
 
     from hpsearch.http import Connection
-    from hpsearch.worker.loop import Runner, stop_on_signals, stop_with_parent, work
+    from hpsearch.worker.loop import stop_on_signals, stop_with_parent, work
+    from hpsearch.worker.runners import Equipment, runners
     from hpsearch.worker.session import Session
 
     width = _pack_width(pack)
@@ -245,50 +246,20 @@ def worker(
     stop_on_signals(stop)
     if parent := os.environ.get("HPSEARCH_PARENT"):
         stop_with_parent(stop, int(parent))
-    from hpsearch.worker.folders import default_folder
-
-    place = checkpoints or default_folder()
-    root = data_root or Path.cwd()
-    if not root.is_dir():
-        raise InvalidInput(f"--data-root {root}: there is no such folder")
-    training: dict[str, Any] = {"threads": threads, "width": width, "n_workers": os.cpu_count() or 1}
-    code: dict[str, Any] = {"allow": allow, "folders": path or []}
-    runners: dict[str, Runner] = {}
-    own: dict[str, Any] = {}
-    chosen = "cpu"
-    try:
-        from hpsearch.training.devices import devices
-        from hpsearch.worker.checkpoints import Checkpoints
-        from hpsearch.worker.task import TaskRunner
-        from hpsearch.worker.train import TrainRunner
-    except ModuleNotFoundError as error:
-        if not allow:
-            raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
-    else:
-        known = ["cpu", *devices()]
-        if device not in ("auto", *known):
-            raise InvalidInput(f"--device {device} is not on this machine: it has {', '.join(dict.fromkeys(known))}")
-        chosen = devices()[0] if device == "auto" else device
-        training |= {"device": chosen, "checkpoints": Checkpoints(place, every_seconds=checkpoint_seconds)}
-        runners["train"] = TrainRunner(**training, data_root=root)
-        if allow:
-            runners["task"] = TaskRunner(**training, **code)
-    if allow:
-        from hpsearch.worker.command import CommandRunner
-        from hpsearch.worker.folders import Folders
-        from hpsearch.worker.program import Guard
-        from hpsearch.worker.python import PythonRunner
-
-        code |= {"checkpoints": Folders(place, every_seconds=checkpoint_seconds), "device": chosen, "guard": Guard()}
-        own = {"python": PythonRunner(**code), "command": CommandRunner(**code)}
-        runners |= own
-    info = {"device": chosen, "threads": threads, "pack": pack}
-    session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)
-    try:
-        work(session, runners, study=study)
-    finally:
-        for runner in own.values():
-            runner.close()
+    equipment = Equipment(
+        device=device,
+        threads=threads,
+        width=width,
+        checkpoints=checkpoints,
+        checkpoint_seconds=checkpoint_seconds,
+        allow=allow,
+        folders=path or [],
+        data_root=data_root or Path.cwd(),
+    )
+    with runners(equipment) as (chosen, found):
+        info = {"device": chosen, "threads": threads, "pack": pack}
+        session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)
+        work(session, found, study=study)
 
 
 def _pack_width(text: str) -> int | None:

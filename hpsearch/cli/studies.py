@@ -11,8 +11,8 @@ import typer
 from hpsearch import display
 from hpsearch.cli.database import export_study
 from hpsearch.cli.options import DEFAULT_STORE, AuthToken, Json, Name, Server, SpecFile, StoreUrl, connected
+from hpsearch.defaults import DEFAULT_SERVER
 from hpsearch.errors import InvalidInput
-from hpsearch.http import DEFAULT_SERVER
 
 
 def submit(spec: SpecFile, server: Server = DEFAULT_SERVER, token: AuthToken = None, json: Json = False) -> None:

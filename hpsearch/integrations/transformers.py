@@ -35,7 +35,7 @@ class TrialCallback(TrainerCallback):
     @property
     def checkpoint(self) -> str | None:
         """Where the trial goes on from, None if it begins."""
-        found: str | None = get_last_checkpoint(str(self._trial.checkpoint_dir))
+        found: str | None = get_last_checkpoint(str(self._trial.checkpoint_dir))  # type: ignore[no-untyped-call]
         return found if found is not None and Path(found, "trainer_state.json").exists() else None
 
     def on_evaluate(

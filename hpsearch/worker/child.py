@@ -125,8 +125,9 @@ def load(entrypoint: str, folders: list[str]) -> Callable[[RunningTrial], Any]:
 
         known = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
         raise Unusable(f"{entrypoint}: {unknown(name, known, what='function or class')}")
-    _check_call(entrypoint, found)
-    return found
+    objective: Callable[[RunningTrial], Any] = found
+    _check_call(entrypoint, objective)
+    return objective
 
 
 def _check_call(entrypoint: str, objective: Callable[..., Any]) -> None:

@@ -53,6 +53,7 @@ class CommandRunner:
         self._guard = guard or Guard()
         self._temporary: Counter[tuple[str, int]] = Counter()
         self._pace = Pace()
+        self._scratch = Path(tempfile.mkdtemp(prefix="hpsearch-"))
 
     @property
     def capacity(self) -> int:
@@ -75,8 +76,9 @@ class CommandRunner:
         run_in_turn(leases, session, self._pace, partial(self._run, session))
 
     def close(self) -> None:
-        """Let go of the guard."""
+        """Let go of the guard, and of the folder with params and metrics."""
         self._guard.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _run(self, session: Channel, lease: LeasedTrial, results: Results) -> None:
         objective = CommandObjective.model_validate(lease.objective)
@@ -84,17 +86,16 @@ class CommandRunner:
         path, cwd = find(program, self._places)
         if not allowed(program, self._allow) or path is None:
             refused = refusal(program) if not allowed(program, self._allow) else missing(program, self._places)
-            results.add(Result(lease.token, TrialState.FAILED, None, refused), last=None, log=None)
+            results.add(Result(lease.token, TrialState.FAILED, None, refused))
             return
         trial = OwnTrial(lease, session, objective.limits)
         folder = self._checkpoints.open(lease)
-        with tempfile.TemporaryDirectory(prefix="hpsearch-", ignore_cleanup_errors=True) as scratch:
-            given = Given(objective, lease, folder, Path(scratch))
-            fault = self._watch([path, *given.argv[1:]], cwd, given, trial, folder)
+        given = Given(objective, lease, folder, self._scratch)
+        fault = self._watch([path, *given.argv[1:]], cwd, given, trial, folder)
         result = trial.result(fault=fault, note=folder.note)
         self._checkpoints.end(lease, folder, max(1, trial.step), result)
         if result is not None:
-            results.add(result, last=None, log=trial.unsent_log)
+            results.add(result, reports=trial.unsent, log=trial.unsent_log)
         elif trial.end is not None and trial.end.release:
             session.release([lease.token])
 
@@ -109,6 +110,7 @@ class CommandRunner:
         try:
             while True:
                 is_over = program.status is not None
+                lines.is_over = in_file.is_over = is_over
                 for name, data in (program.rest() if is_over else program.read()).items():
                     trial.log.add(data)
                     lines.take(data) if name == "out" else errors.add(data)
@@ -148,13 +150,14 @@ class Given:
         objective: with the arguments.
         lease: the trial.
         folder: for its checkpoints.
-        scratch: a folder that goes with the trial.
+        scratch: a folder for its files, which take the place of an earlier trial's.
     """
 
     def __init__(self, objective: CommandObjective, lease: LeasedTrial, folder: Folder, scratch: Path) -> None:
         params = {**objective.params, **lease.params}
         self._metrics = scratch / "metrics.jsonl"
         self._position = 0
+        self._metrics.unlink(missing_ok=True)
         (scratch / "params.json").write_text(json.dumps(params))
         facts: dict[str, Any] = {
             "seed": lease.seed,
@@ -198,6 +201,8 @@ class Lines:
     def __init__(self, trial: OwnTrial) -> None:
         self._trial = trial
         self._rest = b""
+        self.is_over = False
+        """Whether the program has ended."""
 
     def take(self, data: bytes) -> None:
         """Report what is on the lines that these bytes complete. What is no metric is left alone."""
@@ -227,7 +232,7 @@ class Lines:
         if metric in document and number(document[metric]) is None:
             self._trial.odd(document[metric])
         if metrics := dict(_numbers(document)):
-            self._trial.report(step, metrics)
+            self._trial.report(step, metrics, is_over=self.is_over)
 
 
 def _numbers(document: dict[str, Any]) -> Iterator[tuple[str, float]]:

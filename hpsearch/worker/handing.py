@@ -28,11 +28,10 @@ class Results:
         self._n_logged = 0
         self._sent_at = time.monotonic()
 
-    def add(self, result: Result, *, last: Report | None, log: str | None) -> None:
-        """Take a result, with the metrics of its last step if they are to be reported still, and the log."""
+    def add(self, result: Result, *, reports: Sequence[Report] = (), log: str | None = None) -> None:
+        """Take a result, with metrics that are to be reported still, and the log."""
         self._results.append(result)
-        if last is not None:
-            self._reports.append(last)
+        self._reports += reports
         if log:
             self._logs[result.token] = log
             self._n_logged += len(log)

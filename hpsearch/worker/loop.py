@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from hpsearch.errors import HpsearchError
+from hpsearch.logs import about
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask, Session
 
@@ -55,14 +56,16 @@ def work(session: Session, runners: Mapping[str, Runner], *, study: str | None =
         found = session.lease(capacity, kinds=kinds, study=study)
         for task in found.preflights:
             latest = [str(task.objective["kind"])]
-            runners[latest[0]].preflight(task, session)
+            with about(study=task.study):
+                runners[latest[0]].preflight(task, session)
         leases = found.leases
         came = sorted({str(lease.objective["kind"]) for lease in leases})
         latest = came or latest
         for kind in came:
             mine = [lease for lease in leases if lease.objective["kind"] == kind]
             try:
-                runners[kind].run(mine, session)
+                with about(trials=" ".join(f"{lease.study}/{lease.trial}" for lease in mine)):
+                    runners[kind].run(mine, session)
             except HpsearchError:
                 raise
             except Exception as error:  # a fault of ours must not cost the worker its other trials

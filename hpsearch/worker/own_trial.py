@@ -48,6 +48,8 @@ class OwnTrial:
         self.log = Tail(LOG_BYTES)
         self.end: End | None = None
         self.step = 0
+        self.unsent: list[Report] = []
+        """What nobody waits for an answer to, to be reported with the result."""
         self._session = session
         self._metric = lease.metric["name"]
         self._value: float | None = None
@@ -57,8 +59,13 @@ class OwnTrial:
         self._began = self._heard = self._logged = self._weighed = time.monotonic()
         self._n_logged = 0
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> str | None:
+    def report(self, step: int, metrics: Mapping[str, float], *, is_over: bool = False) -> str | None:
         """Report metrics of a step, beside what was reported of the same step before.
+
+        Args:
+            step: from 1.
+            metrics: the numbers.
+            is_over: the trial has ended: there is nothing left to stop.
 
         Returns:
             why the trial is to stop, None if it goes on.
@@ -69,8 +76,13 @@ class OwnTrial:
         self._at_step = known if step != self.step else self._at_step | known
         self.step = min(step, MAX_INT)
         self._names |= known.keys()
-        self._heard = time.monotonic()
-        decision = self._session.report([Report(self.lease.token, self.step, dict(self._at_step))])[self.lease.token]
+        report = Report(self.lease.token, self.step, dict(self._at_step))
+        if is_over:
+            self.unsent.append(report)
+            decision = Decision(report.token, Action.CONTINUE)
+        else:
+            self._heard = time.monotonic()
+            decision = self._session.report([report])[report.token]
         value = known.get(self._metric)
         diverged = None if value is None else not_finite(self._metric, value, step)
         if diverged is not None:
@@ -147,11 +159,10 @@ class OwnTrial:
             return Result(token, TrialState.DIVERGED, None, diverged)
         return Result(token, TrialState.COMPLETED, value, note)
 
-    def added(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """The metrics of the last step with these beside them, None if that step has them all."""
-        if metrics.keys() <= self._at_step.keys():
-            return None
-        return {**metrics, **self._at_step}
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Have the last step reported with these beside its metrics, unless it has them all: its curve stays."""
+        if not metrics.keys() <= self._at_step.keys():
+            self.unsent.append(Report(self.lease.token, max(1, self.step), {**metrics, **self._at_step}))
 
     def odd(self, value: object) -> None:
         """The metric was reported as something that is no number."""

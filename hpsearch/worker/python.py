@@ -14,7 +14,7 @@ from typing import Any
 
 from hpsearch.allow import allowed, refusal
 from hpsearch.objective import PythonObjective
-from hpsearch.trial import Report, Result, TrialState
+from hpsearch.trial import Result, TrialState
 from hpsearch.worker.folders import Folder, Folders
 from hpsearch.worker.handing import Pace, Results, run_in_turn
 from hpsearch.worker.own_code import check, environment, places
@@ -88,23 +88,23 @@ class PythonRunner:
         trial = OwnTrial(lease, session, objective.limits)
         entrypoint = objective.entrypoint
         if not allowed(entrypoint, self._allow):
-            results.add(Result(lease.token, TrialState.FAILED, None, refusal(entrypoint)), last=None, log=None)
+            results.add(Result(lease.token, TrialState.FAILED, None, refusal(entrypoint)))
             return
         child = self._child(entrypoint, session, trial.log)
         if isinstance(child, str):
             if session.stop.is_set():
                 session.release([lease.token])
             else:
-                results.add(Result(lease.token, TrialState.FAILED, None, child), last=None, log=trial.log.text())
+                results.add(Result(lease.token, TrialState.FAILED, None, child), log=trial.log.text())
             return
         folder = self._checkpoints.open(lease)
         ended = self._call(child, trial, folder, objective.params)
-        result, last = _ended(ended, trial, folder, child)
+        result = _ended(ended, trial, folder, child)
         self._checkpoints.end(lease, folder, max(1, trial.step), result)
         if not child.is_well:
             self._drop(entrypoint)
         if result is not None:
-            results.add(result, last=last, log=trial.unsent_log)
+            results.add(result, reports=trial.unsent, log=trial.unsent_log)
         elif trial.end is not None and trial.end.release:
             session.release([lease.token])
 
@@ -211,15 +211,12 @@ class Child:
         self.program.close()
 
 
-def _ended(
-    ended: dict[str, Any] | None, trial: OwnTrial, folder: Folder, child: Child
-) -> tuple[Result | None, Report | None]:
-    """The result of a trial, and what is to be reported still: what it returned is a metric of its last step."""
+def _ended(ended: dict[str, Any] | None, trial: OwnTrial, folder: Folder, child: Child) -> Result | None:
+    """The result of a trial; what it returned is a metric of its last step, too."""
     if ended is None:
-        return trial.result(fault=child.end), None
+        return trial.result(fault=child.end)
     value = ended.get("value")
     result = trial.result(value=value, fault=ended.get("fault"), stopped=ended.get("stopped"), note=folder.note)
-    if result is None or value is None or trial.end is not None:
-        return result, None
-    metrics = trial.added({**ended["metrics"], trial.lease.metric["name"]: value})
-    return result, None if metrics is None else Report(trial.lease.token, max(1, trial.step), metrics)
+    if result is not None and value is not None and trial.end is None:
+        trial.add({**ended["metrics"], trial.lease.metric["name"]: value})
+    return result

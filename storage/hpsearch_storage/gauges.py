@@ -56,6 +56,12 @@ def n_studies(connection: Connection) -> int:
     return int(connection.execute(select(func.count()).select_from(tables.studies)).scalar_one())
 
 
+def n_trials(connection: Connection, study_id: int) -> int:
+    """How many trials a study has had; 0 for one that is not there."""
+    row = connection.execute(select(_study.next_number).where(_study.id == study_id)).first()
+    return 0 if row is None else int(row.next_number)
+
+
 def read(connection: Connection) -> Gauges:
     """The present numbers."""
     states = connection.execute(select(_study.state, func.count().label("n")).group_by(_study.state))

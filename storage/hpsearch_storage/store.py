@@ -429,6 +429,10 @@ class SqlStore:
         """How many studies there are."""
         return self._database.read(gauges.n_studies)
 
+    def n_trials(self, study_id: int) -> int:
+        """How many trials a study has had; 0 for one that is not there."""
+        return self._database.read(lambda connection: gauges.n_trials(connection, study_id))
+
     def gauges(self) -> gauges.Gauges:
         """See :func:`hpsearch_storage.gauges.read`."""
         return self._database.read(gauges.read)

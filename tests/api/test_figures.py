@@ -118,7 +118,8 @@ def traces(figure: Any, name: str) -> list[Any]:
 
 def test_kinds_have_titles_in_the_order_of_the_page() -> None:
     assert list(KINDS) == [
-        "axis", "map", "parallel", "importance", "slice", "history", "curves", "layers", "rungs", "finalists", "agreement",
+        "axis", "map", "parallel", "importance", "slice", "history", "curves", "layers", "rungs", "finalists",
+        "agreement",
         "timeline", "compute",
     ]  # fmt: skip
     assert all(kind.title for kind in KINDS.values())

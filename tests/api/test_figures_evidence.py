@@ -239,12 +239,13 @@ def test_curves_are_coloured_by_verdict_and_mark_it_at_its_epoch() -> None:
 def test_studies_are_compared_by_the_epochs_they_took() -> None:
     study = spec()
     first = FigureData(study, [stage(study)], [trial(0, 0.2), trial(1, None, "diverged", step=1), trial(2, 0.4)])
-    second = FigureData(spec(name="other"), [stage(study)], [trial(0, 0.3), trial(1, 0.1)])
+    lost = [trial(n, None, "diverged", step=1) for n in (0, 1)]
+    second = FigureData(spec(name="other"), [stage(study)], [*lost, trial(2, 0.3), trial(3, 0.1)])
     empty = FigureData(spec(name="none"), [stage(study)], [])
     figure = compare_figure([first, second, empty])
     assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
         ("demo", [3, 7, 7], [0.2, 0.4, 0.4]),
-        ("other", [3, 6], [0.3, 0.3]),
+        ("other", [5, 8], [0.3, 0.3]),
     ]
 
 

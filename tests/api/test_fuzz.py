@@ -101,7 +101,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("fuzz"))
-    with asgi.get_client(server.app, max_stream_events=3) as server.client:
+    app: Any = server.app
+    with asgi.get_client(app, max_stream_events=3) as server.client:
         server.fill()
         yield server
     print(f"{server.n_sent} requests were sent")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from markupsafe import escape
 from starlette.testclient import TestClient
@@ -20,6 +21,7 @@ from hpsearch_api.app import create_app
 from hpsearch_api.security import Limits
 from hpsearch_api.security.access import KNOWN_SECONDS
 from hpsearch_api.security.limits import Rates
+from hpsearch_api.server import listen, serving
 from hpsearch_storage import SqlStore, open_store
 
 EXTERNAL: dict[str, Any] = {
@@ -98,7 +100,7 @@ def test_what_is_no_token_is_refused(store: SqlStore, header: str) -> None:
     token_of(store)
     with client_of(store) as client:
         raw = {b"Authorization": header.encode("utf-8", "surrogateescape")}
-        answer = client.get("/api/v1/studies", headers=raw)  # type: ignore[arg-type]
+        answer = client.get("/api/v1/studies", headers=raw)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == 'Bearer realm="hpsearch"'
         assert answer.json()["title"] == "Unauthorized"
@@ -368,7 +370,7 @@ BODIES: dict[str, bytes] = {
     "nothing": b"",
     "half a character": b'{"worker": "\\ud800"}',
     "half a character as key": b'{"\\ud800": {"\\udfff": 1}}',
-    "half a character deep inside": b'{"worker": "w", "info": {"\\ud800": 1}, "reports": [{"metrics": {"\\udfff": 1}}]}',
+    "half a character deep inside": b'{"info": {"\\ud800": 1}, "reports": [{"metrics": {"\\udfff": 1}}]}',
 }
 
 
@@ -453,3 +455,26 @@ def test_characters_beyond_the_first_65536_may_be_escaped_as_json_does(store: Sq
         text = json.dumps(EXTERNAL | {"notes": "\U0001f600"}, ensure_ascii=True)
         assert "\\ud83d\\ude00" in text
         assert client.post("/api/v1/studies", content=text, headers=headers).json()["spec"]["notes"] == "\U0001f600"
+
+
+def test_limits_hold_for_optuna_too(store: SqlStore) -> None:
+    headers = bearer(token_of(store))
+    with client_of(store, studies=1, trials=1) as client:
+        client.headers.update(headers)
+        made = client.post("/api/v1/optuna/studies", json={"name": "a", "directions": ["minimize"], "key": "1" * 8})
+        assert made.status_code == 201, made.text
+        more = client.post("/api/v1/optuna/studies", json={"name": "b", "directions": ["minimize"], "key": "2" * 8})
+        assert more.status_code == 429
+        url = f"/api/v1/optuna/studies/{made.json()['id']}/trials"
+        assert [client.post(url, json={"key": 8 * key}).status_code for key in "ab"] == [201, 413]
+
+
+def test_the_server_of_hpsearch_run_asks_for_no_token_but_answers_this_machine_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/b.db"
+    store = open_store(url)
+    token_of(store)
+    store.close()
+    with serving(url, listen("127.0.0.1", 0)) as server, httpx2.Client(base_url=server) as client:
+        assert client.get("/api/v1/studies").status_code == 200
+        assert client.get("/api/v1/studies", headers={"Host": "evil.example"}).status_code == 403
+        assert client.post("/api/v1/studies", headers={"Origin": "http://evil.example"}).status_code == 403

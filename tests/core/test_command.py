@@ -16,6 +16,7 @@ import pytest
 from hpsearch.errors import InvalidSpec
 from hpsearch.objective import CommandObjective
 from hpsearch.objective.command import as_text, variable
+from hpsearch.space import Value
 from hpsearch.spec import parse_study
 from hpsearch.trial import Action, TrialState
 from hpsearch.worker.command import CommandRunner, number
@@ -78,7 +79,10 @@ def test_params_come_in_three_ways(runner: Callable[..., CommandRunner]) -> None
         test -d "$HPSEARCH_CHECKPOINT_DIR" && printf '{"step": 2, "loss": 0.5}' >> "$HPSEARCH_METRICS_FILE"
     """
     leased = script(text, *arguments, params=params, trial=4, objective={"params": {"fixed": 9, "lr": 7}})
-    runner().run([leased], heard)
+    command = runner()
+    command.run([leased], heard)
+    command.run([script("exit 0", trial=5)], heard)  # has nothing of it
+    assert "reports nothing" in str(heard.results.pop().reason)
     lines = heard.logs["t4"].split("\n")
     assert lines[:4] == ["arg --lr=1e-05", "arg a b'\"$HOME;", "arg [5, 5]", "arg 7/3/4/9"]
     assert lines[5] == "arg {lr}"
@@ -92,7 +96,6 @@ def test_params_come_in_three_ways(runner: Callable[..., CommandRunner]) -> None
     (document,) = [json.loads(line[5:]) for line in lines if line.startswith("json ")]
     assert document == {**params, "fixed": 9}
     assert heard.steps == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
-    assert not Path(lines[4][4:]).exists()  # the file with the params went with the trial
 
 
 def test_the_worker_keeps_its_token(runner: Callable[..., CommandRunner], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +241,9 @@ def test_numbers(value: object, expected: float | None) -> None:
 
 
 def test_words() -> None:
+    values: list[Value] = [0.1, "x y", False, None, [1, "a"]]
     assert variable("model.lr-é") == "HPSEARCH_PARAM_MODEL_LR__"
-    assert [as_text(value) for value in (0.1, "x y", False, None, [1, "a"])] == [
+    assert [as_text(value) for value in values] == [
         "0.1",
         "x y",
         "false",

@@ -37,6 +37,7 @@ def python(code: str, *, without: list[str]) -> subprocess.CompletedProcess[str]
     [
         ("from hpsearch import Client; Client('http://127.0.0.1:1')", [*SERVER, *TRAIN]),
         ("import hpsearch.worker.loop, hpsearch.worker.session, hpsearch.worker.supervisor", [*SERVER, *TRAIN]),
+        ("import hpsearch.worker.runners, hpsearch.worker.child", [*SERVER, *TRAIN]),
         ("import hpsearch.worker.train", [p for p in SERVER if p not in ("numpy", "pyarrow", "scipy")]),
         ("import hpsearch_api.server", TRAIN),
         ("import hpsearch_storage", [*TRAIN, "fastapi", "plotly"]),
@@ -44,6 +45,13 @@ def python(code: str, *, without: list[str]) -> subprocess.CompletedProcess[str]
 )
 def test_it_does_without(code: str, without: list[str]) -> None:
     done = python(code, without=without)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = ["httpx2", "pydantic", "torch", "numpy", "sqlalchemy", "fastapi", "optuna"]
+    code = f"import sys, hpsearch.cli; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
+    done = python(code, without=[])
     assert done.returncode == 0, done.stderr
 
 

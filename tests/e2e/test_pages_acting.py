@@ -38,9 +38,7 @@ def test_a_flag_is_acknowledged_and_taken_back(page: Page, server: Server, flagg
     expect(page.get_by_role("button", name="Open coarse-wider")).to_be_visible()
 
 
-def test_a_proposed_stage_is_changed_and_opened(
-    page: Page, server: Server, flagged: str, trouble: list[str]
-) -> None:
+def test_a_proposed_stage_is_changed_and_opened(page: Page, server: Server, flagged: str, trouble: list[str]) -> None:
     form = page.locator("form[data-open=coarse-wider]")
     form.get_by_text("Change it first").click()
     form.get_by_label("Trials").fill("9")
@@ -63,9 +61,7 @@ def test_a_proposed_stage_is_changed_and_opened(
     trouble[:] = [text for text in trouble if "422" not in text]
 
 
-def test_what_is_written_survives_what_arrives(
-    page: Page, server: Server, make_study: Callable[..., str]
-) -> None:
+def test_what_is_written_survives_what_arrives(page: Page, server: Server, make_study: Callable[..., str]) -> None:
     study = make_study(40, trials=60)
     page.goto(f"/studies/{study}")
     page.get_by_text("Acknowledge…").click()

@@ -168,6 +168,7 @@ def hostile(server: Server) -> str:
     leases = server.lease("hostile", 5)
     reports = [{"token": leases[0]["token"], "step": 1, "metrics": {"score": 0.1, HOSTILE: 1.0}}]
     server.post("/leases/report", {"worker": "tester", "reports": reports})
+    server.post("/leases/log", {"worker": "tester", "logs": [{"token": leases[0]["token"], "text": HOSTILE}]})
     results = [{"token": lease["token"], "state": "diverged", "reason": HOSTILE} for lease in leases[:4]]
     server.post("/leases/finish", {"worker": "tester", "results": results})
     ask = {"worker": HOSTILE, "capacity": 1, "study": "hostile", "info": {HOSTILE: HOSTILE, "host": HOSTILE}}
@@ -201,6 +202,8 @@ def test_nothing_that_is_typed_is_markup(page: Page, hostile: str, whole: str, p
     page.wait_for_timeout(600)
     assert page.evaluate("window.hacked") is None
     assert page.locator("img[src=x]").count() == 0
+    if path.endswith("/30"):
+        expect(page.locator(".log")).to_have_text(HOSTILE)
     if "hostile" in path and "figures" not in path:
         assert "onerror" in (page.content() if "/new" not in path else json.dumps(page.locator("#text").input_value()))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from playwright.sync_api import Browser
 
 from hpsearch.client import Client
 from hpsearch.errors import ServerError
@@ -257,7 +258,8 @@ def test_more_event_streams_than_allowed(house: House, sqlite_url: str) -> None:
     url = f"{client.server}/api/v1/studies/s/events"
     with httpx2.stream("GET", url) as first:
         assert first.status_code == 200
-        next(first.iter_bytes())
+        parts = first.iter_bytes()  # kept: without it the connection is closed
+        next(parts)
         more = httpx2.get(url)
         assert (more.status_code, more.headers["retry-after"]) == (429, "5")
 
@@ -272,6 +274,7 @@ def test_no_report_is_lost_when_the_server_stops(house: House, sqlite_url: str) 
 
     def report(name: str) -> None:
         connection = Connection(client.server)
+        house.clients.append(connection)
         lease = connection.call("POST", "/api/v1/leases", body={"worker": name, "study": "s"})["leases"][0]
         steps = answered.setdefault(lease["trial"], [])
         step = 0
@@ -317,3 +320,32 @@ def test_no_report_is_lost_when_the_server_stops(house: House, sqlite_url: str) 
     for trial, steps in answered.items():
         kept = client.connection.call("GET", f"/api/v1/studies/s/trials/{trial}/metrics")["items"]
         assert set(steps) <= {item["step"] for item in kept}
+
+
+@pytest.mark.browser
+def test_a_person_logs_in_works_and_logs_out(house: House, sqlite_url: str, browser: Browser) -> None:
+    secret = token(house, sqlite_url, "ada", "submit")
+    _, client = house.serve(sqlite_url)
+    submitter = Client(client.server, token=secret)
+    house.clients.append(submitter)
+    submitter.submit(EXTERNAL)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{client.server}/studies/s")
+    assert page.url == f"{client.server}/login?next=%2Fstudies%2Fs"
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Log in").click()
+    assert "not known here" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Token").fill(secret)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url(f"{client.server}/studies/s")
+    assert page.evaluate("document.cookie") == "", "scripts cannot read the session"
+    paused = page.evaluate("fetch('/api/v1/studies/s/pause', {method: 'POST'}).then(answer => answer.status)")
+    assert paused == 200
+    page.get_by_role("link", name="Access").click()
+    assert "ada" in page.get_by_role("main").inner_text()
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url(f"{client.server}/login")
+    page.goto(f"{client.server}/studies/s")
+    assert "/login" in page.url
+    context.close()

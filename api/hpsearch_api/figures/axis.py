@@ -27,7 +27,8 @@ from hpsearch_api.figures.style import (
 
 MAX_PARAMS = 12
 """More subplots than this are asked for by name."""
-MAX_POINTS = 60_000
+MAX_POINTS = 20_000
+"""Over all subplots."""
 ROW_HEIGHT = 260
 
 

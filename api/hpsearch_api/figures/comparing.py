@@ -30,7 +30,7 @@ def compare_figure(studies: Sequence[FigureData]) -> go.Figure:
         sign = 1.0 if data.maximize else -1.0
         values = [sign * (t.value or 0.0) if done else -np.inf for t, done in zip(ended, completed, strict=True)]
         best = np.maximum.accumulate(values)
-        rises = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
+        rises = np.flatnonzero(best > np.concatenate([[-np.inf], best[:-1]]))
         x, y = np.append(epochs[rises], epochs[-1]), sign * np.append(best[rises], best[-1])
         fig.add_trace(
             go.Scatter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,6 +134,14 @@ def _inferred(values: list[Value]) -> Param:
 def values_of(trials: Sequence[Trial]) -> Floats:
     """The trials' values, NaN where there is none."""
     return np.array([np.nan if t.value is None else t.value for t in trials], dtype=np.float64)
+
+
+def comparable(data: FigureData, trials: Sequence[Trial]) -> tuple[list[Trial], int]:
+    """The trials of one budget of epochs, that which most of them have, and the budget: others give other values."""
+    epochs = {stage.name: stage.spec.n_epochs for stage in data.stages}
+    counts = Counter(epochs.get(trial.stage, 1) for trial in trials)
+    budget = max(counts, key=lambda n: (counts[n], n), default=1)
+    return [trial for trial in trials if epochs.get(trial.stage, 1) == budget], budget
 
 
 def numbers_of(trials: Sequence[Trial]) -> npt.NDArray[np.int64]:

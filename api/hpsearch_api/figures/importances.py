@@ -12,7 +12,7 @@ from hpsearch.search.importance import importance, standing
 from hpsearch.search.scale import to_unit
 from hpsearch.space import CategoricalParam
 from hpsearch.trial import Trial, TrialState
-from hpsearch_api.figures.data import FigureData, thin
+from hpsearch_api.figures.data import FigureData, comparable, thin
 from hpsearch_api.figures.scales import param_scale
 from hpsearch_api.figures.style import finish, missing_note, plain, stage_color
 
@@ -34,13 +34,13 @@ def importance_figure(data: FigureData) -> go.Figure:
     of the variance. PED-ANOVA: Watanabe, Bansal, Hutter (2023), shares of what tells the best tenth from the rest.
     Order: see :mod:`hpsearch.search.importance`.
     """
-    completed = [t for t in data.valued() if t.state is TrialState.COMPLETED]
+    completed, budget = comparable(data, [t for t in data.valued() if t.state is TrialState.COMPLETED])
     names = [n for n in data.space if any(n in t.params for t in completed)]
     shared = [n for n in names if all(n in t.params for t in completed)]
     if len(completed) < MIN_TRIALS or not shared:
         return finish(go.Figure(), title="Importance", notes=[missing_note(data) or TOO_FEW], height=300)
     fig = go.Figure()
-    order = _order(data, names)
+    order = _order(data, names, budget)
     ped = _optuna(data, shared, thin(completed, N_PED_ANOVA)[0], fanova=False)
     fanova = _optuna(data, shared, thin(completed, N_FANOVA)[0], fanova=True)
     rows = sorted(names, key=lambda n: (fanova or ped or order).get(n, 0.0))
@@ -55,7 +55,8 @@ def importance_figure(data: FigureData) -> go.Figure:
         yaxis={"type": "category", "title": {"text": ""}},
         legend_traceorder="reversed",
     )
-    notes = [data.sample_note, "" if fanova else "fANOVA needs scikit-learn on the server"]
+    said = f"{len(completed):,} completed trials of {budget} {'epoch' if budget == 1 else 'epochs'}"
+    notes = [said, data.sample_note, "" if fanova else "fANOVA needs scikit-learn on the server"]
     return finish(fig, title="Importance of the parameters", notes=notes, height=150 + 62 * len(rows))
 
 
@@ -70,13 +71,14 @@ def _bars(rows: Sequence[str], shares: dict[str, float], label: str, color: str)
     )
 
 
-def _order(data: FigureData, names: Sequence[str]) -> dict[str, float]:
-    """The share of the trials' order that each numeric parameter explains."""
+def _order(data: FigureData, names: Sequence[str], budget: int) -> dict[str, float]:
+    """The share of the order of the trials of one budget that each numeric parameter explains."""
+    stages = {stage.name for stage in data.stages if stage.spec.n_epochs == budget}
     found = {}
     for name in names:
         param = data.space[name]
         if not isinstance(param, CategoricalParam):
-            trials = [t for t in data.trials if name in t.params]
+            trials = [t for t in data.trials if name in t.params and t.stage in stages]
             evidence, standings, _ = standing(trials, data.spec.metric)
             units = [to_unit(param, t.params[name]) for t in evidence]
             found[name], _ = importance(np.array(units), standings)

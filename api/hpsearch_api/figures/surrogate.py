@@ -5,7 +5,6 @@ It is the response surface that judges borders (:mod:`hpsearch.search.borders.su
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from hpsearch.search.borders.surface import Surface, features, fit
 from hpsearch.search.scale import to_unit
 from hpsearch.space import CategoricalParam, FloatParam
 from hpsearch.trial import Trial, TrialState
-from hpsearch_api.figures.data import FigureData, Floats, thin, values_of
+from hpsearch_api.figures.data import FigureData, Floats, comparable, thin, values_of
 from hpsearch_api.figures.scales import ParamScale, param_scale, spans_decades
 
 MIN_TRIALS = 12
@@ -78,12 +77,11 @@ def surrogate(data: FigureData) -> Surrogate | None:
     Other budgets give other values, and so another surface. Categorical parameters are left out.
     """
     names = tuple(name for name, p in data.space.items() if not isinstance(p, CategoricalParam))[:MAX_PARAMS]
-    epochs = {stage.name: stage.spec.n_epochs for stage in data.stages}
     known = [t for t in data.valued() if t.state is TrialState.COMPLETED and all(name in t.params for name in names)]
     if not names or not known:
         return None
-    budget, _ = Counter(epochs.get(t.stage, 1) for t in known).most_common(1)[0]
-    chosen, _ = thin([t for t in known if epochs.get(t.stage, 1) == budget], MAX_TRIALS, keep=data.best())
+    alike, budget = comparable(data, known)
+    chosen, _ = thin(alike, MAX_TRIALS, keep=data.best())
     raw = values_of(chosen)
     log = not data.maximize and spans_decades(raw)
     scores = np.log10(raw) if log else raw

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from hpsearch import __version__
 from hpsearch.errors import InvalidInput
-from hpsearch_api.deps import PROBLEMS, After, Limit, TheChanges, TheCoordinator, check_text
+from hpsearch_api.deps import PROBLEMS, After, Limit, TheChanges, TheCoordinator, TheLimits, check_text
 from hpsearch_api.models import View
 from hpsearch_api.optuna_models import (
     AttributesBody,
@@ -48,6 +48,16 @@ def _records(coordinator: TheCoordinator) -> OptunaRecords:
 TheRecords = Annotated[OptunaRecords, Depends(_records)]
 
 
+def _room_for_study(coordinator: TheCoordinator, limits: TheLimits) -> None:
+    if isinstance(coordinator.store, SqlStore):
+        limits.check_studies(coordinator.store.n_studies())
+
+
+def _room_for_trial(study_id: Id, coordinator: TheCoordinator, limits: TheLimits) -> None:
+    if isinstance(coordinator.store, SqlStore):
+        limits.check_trials(coordinator.store.n_trials(study_id) + 1)
+
+
 class Hello(View):
     """Who answers."""
 
@@ -69,7 +79,7 @@ def list_studies(records: TheRecords, limit: Limit = 100, after: After = None) -
     return {"items": found, "next": str(found[-1]["id"]) if len(found) == limit else None}
 
 
-@router.post("/studies", response_model=StudyBody, status_code=201)
+@router.post("/studies", response_model=StudyBody, status_code=201, dependencies=[Depends(_room_for_study)])
 def create_study(body: NewStudy, records: TheRecords, coordinator: TheCoordinator, changes: TheChanges) -> Any:
     """Make a study; 409 if the name is taken."""
     study = records.create_study(body.name, body.directions, body.key, now=coordinator.clock())
@@ -104,7 +114,12 @@ def set_attributes(study_id: Id, body: AttributesBody, records: TheRecords) -> N
             records.set_attributes(study_id, kind, attributes)
 
 
-@router.post("/studies/{study_id}/trials", response_model=CreatedView, status_code=201)
+@router.post(
+    "/studies/{study_id}/trials",
+    response_model=CreatedView,
+    status_code=201,
+    dependencies=[Depends(_room_for_trial)],
+)
 def create_trial(
     study_id: Id, body: NewTrial, records: TheRecords, coordinator: TheCoordinator, changes: TheChanges
 ) -> Any:

@@ -202,4 +202,5 @@ def _trial(coordinator: TheCoordinator, memory: TheMemory, study: Study, number:
     data = known_data(coordinator, memory, study)
     layers = KINDS["layers"] if "layers" in shown_kinds(study.spec) else None
     near = neighbours(data.space, trial, data.trials)
-    return {"study": above, "trial": view, "space": space, "near": near, "layers": layers}
+    log = coordinator.store.logs.of_trial(study.id, trial.number)
+    return {"study": above, "trial": view, "space": space, "near": near, "layers": layers, "log": log}

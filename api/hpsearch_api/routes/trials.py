@@ -61,9 +61,7 @@ def list_trials(
 
 
 @router.post("", status_code=201, response_model=Numbers)
-def give_trials(
-    name: StudyName, body: GivenTrials, coordinator: TheCoordinator, limits: TheLimits
-) -> dict[str, Any]:
+def give_trials(name: StudyName, body: GivenTrials, coordinator: TheCoordinator, limits: TheLimits) -> dict[str, Any]:
     """Queue given params in the running stage, or add trials that were evaluated elsewhere (all with a value)."""
     limits.check_trials(coordinator.store.study(name).next_number + len(body.trials))
     finished = [t for t in body.trials if t.state is not None or t.value is not None]

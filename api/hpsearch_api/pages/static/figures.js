@@ -7,6 +7,11 @@ const CONFIG = {
   displaylogo: false,
   modeBarButtonsToRemove: ["lasso2d", "autoScale2d", "toImage"],
 };
+/** Resolves when Plotly is there; its script runs after this one. */
+const plotly = new Promise((resolve) => {
+  if (window.Plotly) resolve();
+  else document.getElementById("plotly").addEventListener("load", resolve);
+});
 const NARROW = matchMedia("(max-width: 720px)");
 
 /** A colour of the style sheet as Plotly understands it. */
@@ -35,6 +40,7 @@ function themed(layout, id) {
   for (const key of Object.keys(own)) {
     if (/^[xy]axis\d*$/.test(key)) own[key] = { ...own[key], gridcolor: line, linecolor: line, tickcolor: line };
   }
+  own.annotations = layout.annotations?.map((text) => ({ bgcolor: raised, borderpad: 1, ...text }));
   if (own.coloraxis && NARROW.matches) {
     own.coloraxis = {
       ...own.coloraxis,
@@ -132,6 +138,7 @@ class Figure {
     if (!this.isBound) unzip(shown, this.zoom);
     const selects = layout.meta?.brush || layout.meta?.axes;
     const config = selects ? CONFIG : { ...CONFIG, modeBarButtonsToRemove: [...CONFIG.modeBarButtonsToRemove, "select2d"] };
+    await plotly;
     await Plotly.react(this.area, data, shown, config);
     this.element.dataset.drawn = String(Number(this.element.dataset.drawn ?? 0) + 1);
     if (!this.isBound) this.bind();
