@@ -85,7 +85,7 @@ class House:
         """For a study of so many trials, from submitting to its end."""
         began = time.perf_counter()
         study = self.submit(objective, "loss", trials)
-        study.wait(poll_seconds=0.02)
+        study.wait(poll_seconds=0.25)  # looking costs the server time, too
         seconds = time.perf_counter() - began
         if study.read()["counts"].get("completed") != trials:
             raise RuntimeError(f"not all trials completed: {study.read()}")
@@ -200,7 +200,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[list[fl
             found[names[3]][3].append(1e3 * (house.cpu() - cpu) / options.trials)
             found[names[3]][1].append(1e3 * optuna_seconds(own, options.trials, _nothing))
             start = start_of(PRINTING, 50)
-            commands = options.trials // 4
+            commands = options.trials // 2
             cpu = house.cpu()
             found[names[4]][0].append(1e3 * (house.seconds(printing, commands) / commands - start))
             found[names[4]][3].append(1e3 * (house.cpu() - cpu) / commands)

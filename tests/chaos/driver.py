@@ -211,6 +211,7 @@ def run(database: str, *, seconds: float, faults: int = 0, seed: int | None = No
         stack.callback(proxy.close)
         studies = Studies(servers.ports, folder)
         workers = Workers(f"http://127.0.0.1:{proxy.port}", folder)
+        stack.callback(workers.close)  # also where the driver itself fails
         done = _make_faults(_faults(servers, workers, proxy, postgres, disk), seconds, faults)
         proxy.delay = 0.0
         studies.is_last = True

@@ -30,7 +30,7 @@ def test_a_study_is_watched_from_its_checks_to_its_verdicts(house: House, sqlite
     expect(page.locator("#progress-text")).to_contain_text("24 of 24", timeout=60_000)
     study.wait(timeout_seconds=30)
     expect(page.locator(".trials .badge[class*=verdict-]").first).to_be_visible()
-    page.get_by_label("Verdict").select_option("healthy")
+    page.locator("#trials").get_by_label("Verdict").select_option("healthy")
     expect(page.locator("tr[data-href]").first).to_be_visible()
     page.locator("tr[data-href] a").first.click()
     expect(page.locator("#verdicts-title")).to_be_visible()
