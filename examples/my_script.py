@@ -1,4 +1,4 @@
-"""A training loop of one's own: any framework, or none. `hpsearch run examples/my_script.yaml --allow 'my_script:*'`."""
+"""A training loop of one's own, in any framework: `hpsearch run examples/my_script.yaml --allow 'my_script:*'`."""
 
 import json
 import math

@@ -241,7 +241,7 @@ class StudyHandle:
         return response.content
 
     def figure(self, kind: str, **query: Any) -> go.Figure:
-        """A figure of the study's page, by its kind (``axis``, ``map``, ``importance``, …; see docs/pages.md). Needs plotly."""
+        """A figure of the study's page by its kind (``axis``, ``map``, …; see docs/pages.md). Needs plotly."""
         try:
             import plotly.io
         except ModuleNotFoundError:

@@ -134,7 +134,7 @@ def check_size(document: Any) -> None:
         elif isinstance(node, list):
             stack += [(child, depth + 1) for child in node]
         elif isinstance(node, str) and any("\ud800" <= c <= "\udfff" for c in node):
-            _refuse(f"the text {ascii(node[:40])} holds half of a surrogate pair, which is no character")
+            _refuse(f"the text {node[:40]!a} holds half of a surrogate pair, which is no character")
 
 
 def _refuse(text: str) -> NoReturn:
@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-6 as a number, as JSON and YAML 1.2 do, and refuses a key that stands twice."""
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """Text; two escapes of JSON that stand for one character (``\\ud83d\\ude00``) become that."""
+        """Text; two escapes of JSON that are the halves of one surrogate pair become its character."""
         text = super().construct_scalar(node)
         if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")

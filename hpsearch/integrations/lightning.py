@@ -12,7 +12,7 @@ class TrialCallback(Checkpoint):
     """Reports a trainer's metrics after each epoch, keeps its checkpoint, and ends it when the trial is to stop.
 
     Everything logged by ``self.log`` is reported under its name at the epoch, from 1. Of a trainer on several devices
-    the first one reports. ``trainer.fit`` raises :class:`hpsearch.TrialStopped` when the trial is to stop: let it through.
+    the first one reports. ``trainer.fit`` raises :class:`hpsearch.TrialStopped` when the trial is to stop.
 
     Args:
         trial: what the objective was given.

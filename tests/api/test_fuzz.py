@@ -106,7 +106,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with asgi.get_client(app, max_stream_events=3) as server.client:
         server.fill()
         yield server
-    print(f"{server.n_sent} requests were sent")
     server.store.close()
 
 
