@@ -8,6 +8,8 @@ step of its trial; after ten steps it finishes the trial and leases another. A w
 next at once; how long it took until all had sent what was due says whether the server kept up. In the end every trial
 is read back: a step or a result that the server answered for, and does not have, is lost.
 
+Workers come 50 a second; what is sent until all are there is not measured, but counted for what is lost.
+
 ``--pace 2`` lets every worker report each two seconds, and so on: the load that a machine holds is found so.
 """
 
@@ -37,6 +39,8 @@ from benchmarks.verdicts import write
 from hpsearch_storage import open_store
 
 STEPS = 10
+COMING = 50
+"""Workers that begin in a second."""
 STUDY: dict[str, Any] = {
     "name": "load",
     "objective": {"kind": "external"},
@@ -55,13 +59,15 @@ class Seen:
 
     Attributes:
         seconds: of every answer, by call.
-        wall: seconds until the last worker had done what was due.
+        measured_from: of the clock of :func:`time.perf_counter`.
+        wall: seconds from there until the last worker had done what was due.
         steps: of each trial, the last step that was answered.
         finished: trials whose result was accepted.
         faults: answers that were none of the expected, by what they said.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"lease": [], "report": [], "finish": []})
+    measured_from: float = 0.0
     wall: float = 0.0
     steps: dict[int, int] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
@@ -141,7 +147,8 @@ class Worker:
             self._streams = None
             self._fault(type(error).__name__)
             return None
-        self._seen.seconds[call].append(time.perf_counter() - started)
+        if started >= self._seen.measured_from:
+            self._seen.seconds[call].append(time.perf_counter() - started)
         if status != 200:
             self._fault(f"HTTP {status}")
             return None
@@ -162,12 +169,13 @@ def clients(pipe: Any, address: str, token: str, names: list[str], options: argp
 
     async def run() -> Seen:
         seen = Seen()
+        spread = options.processes / COMING
         start = asyncio.get_running_loop().time() + 1.0
-        end = start + options.minutes * 60
-        spread = options.pace / len(names)
+        seen.measured_from = time.perf_counter() + 1.0 + len(names) * spread
+        end = start + len(names) * spread + options.minutes * 60
         workers = [Worker(name, address, token, seen) for name in names]
         await asyncio.gather(*(w.work(start + i * spread, end, options.pace) for i, w in enumerate(workers)))
-        seen.wall = asyncio.get_running_loop().time() - start
+        seen.wall = time.perf_counter() - seen.measured_from
         return seen
 
     pipe.send(asyncio.run(run()))

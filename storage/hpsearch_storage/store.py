@@ -43,6 +43,7 @@ from hpsearch.trial import (
 from hpsearch_storage import (
     acknowledgements,
     attempts,
+    ending,
     events,
     gauges,
     leases,
@@ -142,7 +143,7 @@ class SqlStore:
             ended_at = now if state.is_finished else None
             study = studies.set_state(connection, study_id, state, reason, ended_at=ended_at)
             if state.is_finished:
-                _end_all(connection, study, now=now)
+                ending.end_all(connection, study, now=now)
             events.append(connection, study_id, [_state_entry(study)], now=now)
             return study
 
@@ -214,7 +215,7 @@ class SqlStore:
                 entries.append(_state_entry(study))
             opened = stages.open_(connection, study_id, index, stage, now=now)
             if parent := stages.running(connection, study_id, before=index):
-                _end_open(connection, study_id, f"the stage {stage.spec.name!r} was opened", now=now)
+                ending.end_open(connection, study_id, f"the stage {stage.spec.name!r} was opened", now=now)
                 entries.append(stages.end(connection, parent, StageState.COMPLETED, now=now))
             events.append(connection, study_id, [*entries, opened], now=now)
             return True
@@ -491,18 +492,3 @@ def _add_ended(
     settled = [(params, *results.settle(state, value, None, metric=metric)) for params, state, value in ended]
     trials.add_ended(connection, stage, first, settled, now=now)
     return list(range(first, first + len(settled)))
-
-
-def _end_open(connection: Connection, study_id: int, reason: str, *, now: datetime) -> None:
-    attempts.cancel_all(connection, study_id, reason=reason, now=now)
-    trials.cancel_open(connection, study_id, reason=reason, now=now)
-
-
-def _end_all(connection: Connection, study: Study, *, now: datetime) -> None:
-    """End what is open in a study that has ended."""
-    reason = f"the study was {study.state.value}" + (f": {study.reason}" if study.reason else "")
-    _end_open(connection, study.id, reason, now=now)
-    if stage := stages.running(connection, study.id):
-        completed = study.state == StudyState.COMPLETED
-        state = StageState.COMPLETED if completed else StageState.CANCELLED
-        events.append(connection, study.id, [stages.end(connection, stage, state, now=now)], now=now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,20 +53,23 @@ def get_figure(
     request: Request, coordinator: TheCoordinator, memory: TheMemory, study: TheStudy, kind: str
 ) -> Response:
     """The figure that ``plotly.io.from_json`` reads; numbers travel as typed arrays (``dtype``, ``bdata``)."""
-    text = figure_text(coordinator, memory, study, kind, dict(request.query_params))
-    return Response(text, media_type="application/json", headers={"Cache-Control": "no-cache"})
+    packed = packed_figure(coordinator, memory, study, kind, dict(request.query_params))
+    headers = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        return Response(gzip.decompress(packed), media_type="application/json", headers=headers)
+    return Response(packed, media_type="application/json", headers=headers | {"Content-Encoding": "gzip"})
 
 
-def figure_text(coordinator: Coordinator, memory: Memory, study: Study, kind: str, query: Mapping[str, str]) -> str:
-    """A figure as JSON, drawn anew when the study has changed."""
+def packed_figure(coordinator: Coordinator, memory: Memory, study: Study, kind: str, query: Mapping[str, str]) -> bytes:
+    """A figure as JSON, gzipped, drawn anew when the study has changed."""
     stages = coordinator.store.stages(study.id)
     version = _version(coordinator, study, stages)
     patient = study.state is StudyState.RUNNING
 
-    def draw() -> str:
+    def draw() -> bytes:
         data = known_data(coordinator, memory, study)
         text: str = make_figure(kind, _completed(coordinator, memory, study, data, kind, query), query).to_json()
-        return text
+        return gzip.compress(text.encode(), compresslevel=3, mtime=0)
 
     return memory.get(("figure", study.id, kind, tuple(sorted(query.items()))), version, draw, patient=patient)
 
