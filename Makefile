@@ -28,7 +28,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python scripts/check-secrets
 	$(BIN)/python scripts/check-advisories
 
-# Ten times what make test sends, and every time another choice.
+# Many more requests than make test sends, and every time others.
 fuzz: $(VENV)/.installed-dev
 	HPSEARCH_FUZZ_EXAMPLES=250 $(BIN)/python -m pytest -s --timeout 3600 tests/api/test_fuzz.py
 

@@ -44,6 +44,10 @@ Number = Annotated[
 """A float; what is not finite travels as text."""
 
 
+Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
+"""Low and high end."""
+
+
 class View(BaseModel):
     """Base of what goes out."""
 
@@ -67,7 +71,7 @@ class BestView(View):
     mean: Number | None = None
     spread: Number | None = None
     n: int | None = None
-    interval: tuple[Number, Number] | None = Field(None, description="holds the true mean with 90 % probability")
+    interval: Interval | None = Field(None, description="holds the true mean with 90 % probability")
     probability_best: float | None = Field(None, description="that no other finalist's true mean is better")
     optimism: Number | None = Field(None, description="how much better the value was that it was chosen for")
 
@@ -173,7 +177,7 @@ class AgreementView(View):
     of: int
     n: int
     spearman: Number | None
-    interval: tuple[Number, Number] | None
+    interval: Interval | None
     top: int
     overlap: Number | None
     warning: str | None
@@ -196,7 +200,7 @@ class FinalistView(View):
     spread: Number | None
     n: int
     n_diverged: int
-    interval: tuple[Number, Number] | None
+    interval: Interval | None
     probability_best: float | None
     selected: Number | None
     optimism: Number | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,22 +103,90 @@ def thin(
 
 
 def import_study(
-    source: Annotated[str, typer.Argument(help="what hpsearch export --format study wrote", metavar="FILE")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="what hpsearch export --format study wrote, or the URL of an Optuna storage", metavar="FILE"
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="another name for the study")] = None,
+    study: Annotated[str | None, typer.Option(help="of an Optuna storage: which; the only one by default")] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="of an Optuna storage: a study that its trials are a warm start of", metavar="SPEC"),
+    ] = None,
     store: StoreUrl = DEFAULT_STORE,
     json: Json = False,
 ) -> None:
-    """Add the study of a file to the store; a server may go on meanwhile."""
+    """Add the study of a file, or of an Optuna storage, to the store; a server may go on meanwhile."""
     server_parts()
+    if "://" in source:
+        _import_optuna(source, study, into, name=name, store=store, json=json)
+        return
+    if study is not None or into is not None:
+        raise InvalidInput("--study and --into belong to the URL of an Optuna storage, and this is a file")
     from hpsearch_storage import maintenance
 
-    if "://" in source:
-        raise InvalidInput(f"{source.split('@')[-1]} is a URL: give a file that hpsearch export --format study wrote")
     made = maintenance.import_study(store, Path(source), name=name, now=datetime.now(UTC))
     if json:
         display.show_json({"name": made.name, "n_trials": made.n_trials, "state": made.state})
     else:
         display.out.print(f"{made.name}: {made.n_trials:,} trials, {made.state}", soft_wrap=True, markup=False)
+
+
+def _import_optuna(url: str, study: str | None, into: Path | None, *, name: str | None, store: str, json: bool) -> None:
+    """Copy a study of Optuna's with all that it keeps, or take its trials as the warm start of one of ours."""
+    try:
+        import optuna
+
+        from hpsearch.integrations.optuna.history import load_optuna_study
+        from hpsearch_storage.optuna import StoreStorage
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[optuna]'") from None
+    found = load_optuna_study(url, study)
+    if into is not None:
+        if name is not None:
+            raise InvalidInput("--name: the study of --into has its own")
+        _warm_start(found, into, store=store, json=json)
+        return
+    made = name or found.study_name
+    target = StoreStorage(store)
+    try:
+        optuna.copy_study(from_study_name=found.study_name, from_storage=url, to_storage=target, to_study_name=made)
+    except optuna.exceptions.DuplicatedStudyError:
+        raise InvalidInput(f"there is a study {made!r} already: give --name another") from None
+    finally:
+        target.close()
+    _show_imported(made, len(found.get_trials(deepcopy=False)), {}, json=json)
+
+
+def _warm_start(found: Any, into: Path, *, store: str, json: bool) -> None:
+    from hpsearch.coordinator import Coordinator
+    from hpsearch.integrations.optuna.history import history
+    from hpsearch.spec import load_study
+    from hpsearch_storage import open_store
+
+    spec = load_study(into)
+    past = history(found, spec)
+    opened = open_store(store)
+    try:
+        coordinator = Coordinator(opened)
+        made, created = coordinator.submit(spec)
+        if not created and made.next_number:
+            raise InvalidInput(f"the study {spec.name!r} has trials already: a warm start comes before them")
+        for start in range(0, len(past.trials), 1000):
+            coordinator.add_finished(spec.name, past.trials[start : start + 1000])
+    finally:
+        opened.close()
+    _show_imported(spec.name, len(past.trials), past.left_out, json=json)
+
+
+def _show_imported(name: str, n_trials: int, left_out: Mapping[str, int], *, json: bool) -> None:
+    if json:
+        display.show_json({"name": name, "n_trials": n_trials, "left_out": dict(left_out)})
+        return
+    lines = [f"{name}: {n_trials:,} trials", *(f"left out {n:,}: {why}" for why, n in left_out.items())]
+    display.out.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def export_study(store: str, name: str, output: Path | None) -> Any:

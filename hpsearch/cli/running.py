@@ -226,6 +226,7 @@ def worker(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="training between two checkpoints")] = 10,
     allow: Allow = None,
     path: TaskPath = None,
+    tensorboard: Annotated[str | None, typer.Option(help="folder to write trials to, for tensorboard --logdir")] = None,
     data_root: DataRoot = None,
     log_format: LogFormat = "text",
     log_level: LogLevel = "warning",
@@ -256,10 +257,24 @@ def worker(
         folders=path or [],
         data_root=data_root or Path.cwd(),
     )
+    recorder = _tensorboard(tensorboard)
     with runners(equipment) as (chosen, found):
         info = {"device": chosen, "threads": threads, "pack": pack}
-        session = Session(Connection(server, token=token), name or f"{platform.node()}-{os.getpid()}", info, stop)
+        identity = name or f"{platform.node()}-{os.getpid()}"
+        session = Session(Connection(server, token=token), identity, info, stop, recorder)
         work(session, found, study=study)
+
+
+def _tensorboard(folder: str | None) -> Any:
+    if folder is None:
+        return None
+    try:
+        from hpsearch.worker.tensorboard import TensorBoard
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"{error.name} is not installed: pip install 'hpsearch[train,tensorboard]' for --tensorboard"
+        ) from None
+    return TensorBoard(folder)
 
 
 def _pack_width(text: str) -> int | None:

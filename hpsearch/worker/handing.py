@@ -12,6 +12,8 @@ HOLD_SECONDS = 0.1
 """A result waits so long for others at most, while its worker goes on."""
 BATCH_SECONDS = 0.25
 """So many trials are leased at a time as take about so long."""
+OVER_SECONDS = 1.0
+"""What is left of trials that were leased together is given back after so long."""
 MAX_BATCH = 128
 MAX_LOGGED = 2**21
 """Characters of logs that wait together at most."""
@@ -62,7 +64,7 @@ class Pace:
 
     def is_over(self) -> bool:
         """Whether these took so long that what is left of them is better given to others."""
-        return time.monotonic() - self._began > BATCH_SECONDS
+        return time.monotonic() - self._began > OVER_SECONDS
 
     def end(self, n_trials: int) -> None:
         """So many trials took the time since they began."""

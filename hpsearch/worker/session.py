@@ -13,7 +13,7 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -103,6 +103,22 @@ class Channel(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Who else hears how trials go."""
+
+    def reported(self, lease: LeasedTrial, report: Report) -> None:
+        """A trial reported metrics of a step."""
+        ...
+
+    def ended(self, lease: LeasedTrial, result: Result) -> None:
+        """A trial ended."""
+        ...
+
+    def holds(self, tokens: Collection[str]) -> None:
+        """The worker has these trials, and no others any more."""
+        ...
+
+
 class Session:
     """One worker's conversation with one server.
 
@@ -111,12 +127,21 @@ class Session:
         name: stable identity of the worker.
         info: what it says of itself beside host, pid and version.
         stop: set when the worker is to end.
+        recorder: hears what the server hears.
     """
 
-    def __init__(self, connection: Connection, name: str, info: dict[str, Any], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        info: dict[str, Any],
+        stop: threading.Event,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.name = name
         self.stop = stop
         self._connection = connection
+        self._recorder = recorder
         self._info = {"host": platform.node(), "pid": os.getpid(), "version": __version__, **info}
         self._id = f"{os.getpid()}-{random.getrandbits(64):016x}"
         self._lock = threading.Lock()
@@ -150,6 +175,8 @@ class Session:
                     self._held = {lease.token: lease for lease in leases}
                     self._lost.clear()
                     self._renewed_at = time.monotonic()
+                if self._recorder is not None:
+                    self._recorder.holds([lease.token for lease in leases])
                 return Work(leases, [])
         # the answer to a request given up just now may be under way: ask what this worker holds, and give it back
         held = self._call("/api/v1/leases", {**body, "capacity": 1, "wait_seconds": 0}, patient=False)
@@ -193,6 +220,11 @@ class Session:
         """Send metrics; token → decision. Where the server is away: continue, and they are sent later."""
         with self._lock:
             self._unsent += reports
+            held = dict(self._held)
+        if self._recorder is not None:
+            for report in reports:
+                if report.step is not None and report.token in held:
+                    self._recorder.reported(held[report.token], report)
         self._flush()
         with self._lock:
             return {r.token: self._lost.get(r.token, Decision(r.token, Action.CONTINUE)) for r in reports}
@@ -216,6 +248,7 @@ class Session:
             ],
         }
         answer = self._call("/api/v1/leases/finish", body, patient=True)
+        self._record_ends(results)
         self._let_go([r.token for r in results])
         if answer is None:
             log.warning(
@@ -246,6 +279,14 @@ class Session:
             self._flush()
             self._call("/api/v1/leases/release", {"worker": self.name, "tokens": list(tokens)}, patient=False)
             self._let_go(tokens)
+
+    def _record_ends(self, results: Sequence[Result]) -> None:
+        if self._recorder is not None:
+            with self._lock:
+                held = dict(self._held)
+            for result in results:
+                if result.token in held:
+                    self._recorder.ended(held[result.token], result)
 
     def _let_go(self, tokens: Sequence[str]) -> None:
         with self._lock:

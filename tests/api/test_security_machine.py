@@ -1,4 +1,4 @@
-"""A Hypothesis state machine against the API: studies, tokens and leases in any order, held to a model of a few lines."""
+"""A Hypothesis state machine against the API: studies and leases in any order, with every scope, and a small model."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from hpsearch.cli import app
-from hpsearch.objective import TaskObjective, TrainObjective
+from hpsearch.objective import CommandObjective, PythonObjective, TaskObjective, TrainObjective
 from hpsearch.objective.data import CsvData, NpzData, ParquetData
 from hpsearch.objective.models import CnnModel, LinearModel, MlpModel, ResnetModel
 from hpsearch.spec import StageSpec, StudySpec, parse_study
@@ -45,6 +45,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 def test_every_key_of_a_study_is_described() -> None:
     text = (DOCS / "study.md").read_text()
     named = [*StudySpec.model_fields, *StageSpec.model_fields, *keys(TrainObjective), *keys(TaskObjective)]
+    named += [*keys(PythonObjective), *keys(CommandObjective)]
     named.remove("model")
     for model in (LinearModel, MlpModel, CnnModel, ResnetModel):
         named += [f"model.{name}" for name in model.model_fields]

@@ -98,7 +98,7 @@ def forked(trial):
     (Path(trial.params["file"])).write_text(str(subprocess.Popen(["sleep", "60"]).pid))
     time.sleep(60)
 def slow(trial):
-    time.sleep(0.4)
+    time.sleep(1.2)
     return 1
 class Warm:
     def __init__(self): self.calls = 0

@@ -148,3 +148,34 @@ def test_the_external_example_of_the_documents_runs(house: House, tmp_path: Path
     (trial,) = [trial for trial in study.trials() if trial["state"] == "completed"]
     assert trial["value"] == 0.25
     assert [item["values"] for item in study.metrics(trial["number"])] == [{"loss": 0.5}, {"loss": 0.25}]
+
+
+def test_trials_are_runs_of_tensorboard(house: House, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    spec = example("my_command", tmp_path / "mine", stages=[{"name": "a", "trials": 2, "epochs": 3}])
+    _, client = house.serve("sqlite:///t.db")
+    study = client.submit(spec)
+    options = ["--allow", "./*", "--path", str(spec.parent), "--tensorboard", str(tmp_path / "runs")]
+    worker = house.worker(client, "w", *options)
+    study.wait(timeout_seconds=90)
+    assert worker.stop() == 0
+    for trial in study.trials():
+        scalars, hparams = runs_of_tensorboard(tmp_path / "runs" / "my-command" / str(trial["number"]))
+        expected = [item["values"]["val_loss"] for item in study.metrics(trial["number"])]
+        assert [step for step, _ in scalars] == [1, 2, 3]
+        assert [value for _, value in scalars] == pytest.approx(expected, rel=1e-6)
+        assert hparams["lr"] == pytest.approx(trial["params"]["lr"])
+        assert hparams["state"] == "completed"
+
+
+def runs_of_tensorboard(folder: Path) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+    """The scalars of ``val_loss`` and the hyperparameters, as TensorBoard itself reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("val_loss")]
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)
+    found = data.session_start_info.hparams.items()
+    return scalars, {name: getattr(value, value.WhichOneof("kind")) for name, value in found}
