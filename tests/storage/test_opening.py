@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,12 @@ def test_files_without_the_right_to_write(readable_folder: Path, tmp_path: Path)
 
 
 def test_no_space_left(sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as empty:
+        (n_pages,) = empty.execute("PRAGMA page_count").fetchone()
+
     def limit(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count = 45")
+        connection.execute(f"PRAGMA max_page_count = {n_pages + 10}")
 
     event.listen(Engine, "connect", limit)
     try:
