@@ -6,13 +6,12 @@ are those of the trial at the beginning of the line.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 
 from hpsearch.insight import Insights
 from hpsearch.methods import Halving
-from hpsearch.search.ranking import ranked
+from hpsearch.search.ranking import params_key, ranked
 from hpsearch.search.sampling import data_seed, training_seed
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
@@ -66,7 +65,7 @@ class Lineage:
     def line(self, spec: StudySpec, study_id: int, stage: str, trial: int, params: Params) -> Line:
         """The line of a trial of a stage. Params that no trial of the parent had begin a line themselves."""
         of = self._stages(study_id, stage)
-        before = self._continued(spec.name, study_id, stage).get(_key(params)) if of.spec.resume else None
+        before = self._continued(spec.name, study_id, stage).get(params_key(params)) if of.spec.resume else None
         if before is None:
             return Line(
                 None,
@@ -98,9 +97,5 @@ class Lineage:
         trials = self._insights.evidence(study_id, stages, parent)
         best: dict[str, Trial] = {}
         for trial in ranked(trials, self._store.study(study).spec.metric):
-            best.setdefault(_key(trial.params), trial)
+            best.setdefault(params_key(trial.params), trial)
         return best
-
-
-def _key(params: Params) -> str:
-    return json.dumps(params, sort_keys=True)

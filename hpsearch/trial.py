@@ -109,8 +109,6 @@ class Lease:
     expires_at: datetime
     params: Params
     epochs: int
-    folds: int | None = None
-    seeds: int = 1
     step: int = 0
     """The last step that earlier attempts reported, 0 for none."""
 

@@ -11,7 +11,7 @@ from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Space
 from hpsearch.study import Border, Preflight, Stage, Study, Worker
 from hpsearch.trial import Attempt, StepMetrics, Trial, TrialState
-from hpsearch_api import models
+from hpsearch_api import lease_models, models
 
 
 def study_view(coordinator: Coordinator, study: Study, *, flags: bool = True) -> dict[str, Any]:
@@ -196,15 +196,15 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _resume_view(assignment: Assignment) -> models.ResumeView | None:
+def _resume_view(assignment: Assignment) -> lease_models.ResumeView | None:
     resume = assignment.resume_from
-    return None if resume is None else models.ResumeView.model_validate(resume)
+    return None if resume is None else lease_models.ResumeView.model_validate(resume)
 
 
 def lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
     """A lease as JSON-ready values."""
     lease, spec = assignment.lease, assignment.spec
-    return models.LeaseView(
+    return lease_models.LeaseView(
         study=lease.study,
         stage=lease.stage,
         trial=lease.trial,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
@@ -13,18 +16,8 @@ from hpsearch.errors import InvalidInput
 
 def read_test(name: Name, store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
     """Read the test split, once, for the winner of a completed study; the reading is logged."""
-    server_parts()
-    try:
-        from hpsearch.worker.replay import read_test_split
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
-    from hpsearch_storage import open_store
-
-    opened = open_store(store)
-    try:
-        reading = read_test_split(opened, name)
-    finally:
-        opened.close()
+    with _training_on(store) as (replaying, opened):
+        reading = replaying.read_test_split(opened, name)
     if json:
         display.show_json(reading)
     else:
@@ -41,19 +34,23 @@ def replay(
     json: Json = False,
 ) -> None:
     """Train one trial of a study again, here and alone: same params, same seeds, same numbers."""
-    server_parts()
-    try:
-        from hpsearch.worker.replay import replay_trial
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
-    from hpsearch_storage import open_store
-
-    opened = open_store(store)
-    try:
-        replayed = replay_trial(opened, name, number, allow=allow or [], folders=path or [])
-    finally:
-        opened.close()
+    with _training_on(store) as (replaying, opened):
+        replayed = replaying.replay_trial(opened, name, number, allow=allow or [], folders=path or [])
     if json:
         display.show_json(replayed.document())
     else:
         display.out.print(display.replay_table(replayed.document()))
+
+
+@contextmanager
+def _training_on(store: str) -> Iterator[tuple[ModuleType, Any]]:
+    """What trains again, and the store that it reads; both are heavy, and extras."""
+    server_parts()
+    try:
+        from hpsearch.worker import replay as replaying
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
+    from hpsearch_storage import open_store
+
+    with closing(open_store(store)) as opened:
+        yield replaying, opened

@@ -354,8 +354,6 @@ class MemoryStore(Rungs):
             expires_at=item.shown.expires_at,
             params=trial.params,
             epochs=stage.spec.n_epochs,
-            folds=stage.spec.folds,
-            seeds=stage.spec.n_repeats,
             step=trial.step,
         )
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise DataError(
             f"the checkpoint {path} is damaged ({type(error).__name__}: {error}): delete it, and the trial starts anew"
         ) from None
+
+
+def check_resumed(checkpoints: Sequence[Checkpoint], *, n_members: int, epoch: int, n_epochs: int) -> None:
+    """Raise ValueError unless a pack can go on from these: it is new, and they are one per member, all of one epoch."""
+    epochs = {checkpoint.epoch for checkpoint in checkpoints}
+    if epoch or len(checkpoints) != n_members or len(epochs) != 1 or max(epochs) > n_epochs:
+        raise ValueError("a new pack resumes one checkpoint per member, all of one epoch that it has")
 
 
 def fitting(checkpoint: Checkpoint, architecture: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 from hpsearch.errors import Interrupted
 from hpsearch.objective import TrainObjective
 from hpsearch.training.augmentation import augment, check_augment
-from hpsearch.training.checkpoints import Checkpoint, fitting
+from hpsearch.training.checkpoints import Checkpoint, check_resumed, fitting
 from hpsearch.training.data import Dataset, Split
 from hpsearch.training.devices import memory_errors
 from hpsearch.training.diagnostics import diagnostics
@@ -226,15 +226,14 @@ class Pack:
             DataError: a checkpoint is of another architecture.
             ValueError: the pack has begun, or the number or the epochs of the checkpoints do not fit.
         """
-        epochs = {checkpoint.epoch for checkpoint in checkpoints}
-        if self.epoch or len(checkpoints) != len(self._members) or len(epochs) != 1 or max(epochs) > self._n_epochs:
-            raise ValueError("a new pack resumes one checkpoint per member, all of one epoch that it has")
+        n_members = len(self._members)
+        check_resumed(checkpoints, n_members=n_members, epoch=self.epoch, n_epochs=self._n_epochs)
         state = self._state()
         for checkpoint in checkpoints:
             fitting(checkpoint, self._architecture, {name: tensor[0] for name, tensor in state.items()})
         for name, tensor in state.items():
             tensor.copy_(torch.stack([checkpoint.tensors[name] for checkpoint in checkpoints]))
-        (self.epoch,) = epochs
+        self.epoch = checkpoints[0].epoch
         self._start = {member: checkpoint.start for member, checkpoint in enumerate(checkpoints)}
 
     def _state(self) -> dict[str, torch.Tensor]:

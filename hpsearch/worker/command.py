@@ -8,19 +8,18 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from hpsearch.allow import allowed, refusal
 from hpsearch.objective import CommandObjective
 from hpsearch.objective.command import OF_TRIAL, as_text, variable
 from hpsearch.trial import Result, TrialState
-from hpsearch.worker.folders import Folder, Folders
-from hpsearch.worker.handing import Pace, Results, run_in_turn
-from hpsearch.worker.own_code import check, environment, places
+from hpsearch.worker.folders import Folder
+from hpsearch.worker.handing import Results
+from hpsearch.worker.own_code import OwnCodeRunner, Setting, check
 from hpsearch.worker.own_trial import End, OwnTrial
-from hpsearch.worker.program import Guard, Program, Tail, said
+from hpsearch.worker.program import Program, Tail, said
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
 
 TEMPORARY, DIVERGED = 75, 80
@@ -32,33 +31,15 @@ SHOWN_BYTES = 1200
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
-class CommandRunner:
-    """Runs programs of users. For the arguments see :class:`hpsearch.worker.python.PythonRunner`."""
+class CommandRunner(OwnCodeRunner):
+    """Runs programs of users. For the arguments see :class:`hpsearch.worker.own_code.OwnCodeRunner`."""
 
     checks = True
 
-    def __init__(
-        self,
-        *,
-        allow: Sequence[str],
-        checkpoints: Folders,
-        folders: Sequence[Path] = (),
-        device: str = "cpu",
-        guard: Guard | None = None,
-    ) -> None:
-        self._allow = list(allow)
-        self._places = places(folders)
-        self._checkpoints = checkpoints
-        self._environment = environment(device)
-        self._guard = guard or Guard()
+    def __init__(self, **setting: Unpack[Setting]) -> None:
+        super().__init__(**setting)
         self._temporary: Counter[tuple[str, int]] = Counter()
-        self._pace = Pace()
         self._scratch = Path(tempfile.mkdtemp(prefix="hpsearch-"))
-
-    @property
-    def capacity(self) -> int:
-        """See :class:`hpsearch.worker.loop.Runner`: one, but for programs that take next to no time."""
-        return self._pace.capacity
 
     def preflight(self, task: PreflightTask, session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`: that the program is allowed, and there."""
@@ -70,10 +51,6 @@ class CommandRunner:
         session.checked(
             task, [check("command", None if found else missing(program, self._places), f"{program} is {found}")]
         )
-
-    def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
-        """See :class:`hpsearch.worker.loop.Runner`."""
-        run_in_turn(leases, session, self._pace, partial(self._run, session))
 
     def close(self) -> None:
         """Let go of the guard, and of the folder with params and metrics."""
@@ -94,10 +71,7 @@ class CommandRunner:
         fault = self._watch([path, *given.argv[1:]], cwd, given, trial, folder)
         result = trial.result(fault=fault, note=folder.note)
         self._checkpoints.end(lease, folder, max(1, trial.step), result)
-        if result is not None:
-            results.add(result, reports=trial.unsent, log=trial.unsent_log)
-        elif trial.end is not None and trial.end.release:
-            session.release([lease.token])
+        self._hand_over(trial, result, results, session)
 
     def _watch(self, argv: list[str], cwd: str, given: Given, trial: OwnTrial, folder: Folder) -> str | None:
         """Run a program to its end; why it failed, None if it did not."""

@@ -7,17 +7,15 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from hpsearch.allow import allowed, refusal
 from hpsearch.objective import PythonObjective
 from hpsearch.trial import Result, TrialState
-from hpsearch.worker.folders import Folder, Folders
-from hpsearch.worker.handing import Pace, Results, run_in_turn
-from hpsearch.worker.own_code import check, environment, places
+from hpsearch.worker.folders import Folder
+from hpsearch.worker.handing import Results
+from hpsearch.worker.own_code import OwnCodeRunner, Setting, check
 from hpsearch.worker.own_trial import LOG_BYTES, OwnTrial
 from hpsearch.worker.program import Guard, Program, Tail, said
 from hpsearch.worker.session import Channel, LeasedTrial, PreflightTask
@@ -26,40 +24,14 @@ KEPT_CHILDREN = 2
 """Processes kept warm, each for one entry point."""
 
 
-class PythonRunner:
-    """Calls functions of users.
-
-    Args:
-        allow: patterns of entry points whose code may run here.
-        checkpoints: where trials find their folders.
-        folders: where modules are looked for first, beside the working directory.
-        device: a torch device; of several GPUs the user's code sees this one alone.
-        guard: who ends the processes if this one is gone.
-    """
+class PythonRunner(OwnCodeRunner):
+    """Calls functions of users. For the arguments see :class:`hpsearch.worker.own_code.OwnCodeRunner`."""
 
     checks = True
 
-    def __init__(
-        self,
-        *,
-        allow: Sequence[str],
-        checkpoints: Folders,
-        folders: Sequence[Path] = (),
-        device: str = "cpu",
-        guard: Guard | None = None,
-    ) -> None:
-        self._allow = list(allow)
-        self._places = places(folders)
-        self._checkpoints = checkpoints
-        self._environment = environment(device)
-        self._guard = guard or Guard()
+    def __init__(self, **setting: Unpack[Setting]) -> None:
+        super().__init__(**setting)
         self._children: dict[str, Child] = {}
-        self._pace = Pace()
-
-    @property
-    def capacity(self) -> int:
-        """See :class:`hpsearch.worker.loop.Runner`: one, but for trials that take next to no time."""
-        return self._pace.capacity
 
     def preflight(self, task: PreflightTask, session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`: that the entry point is allowed, and can be called."""
@@ -72,10 +44,6 @@ class PythonRunner:
         fault = loaded if isinstance(loaded, str) else None
         message = f"{entrypoint} was imported in {time.monotonic() - began:.1f} s, and can be called"
         session.checked(task, [check("entrypoint", fault, message)])
-
-    def run(self, leases: Sequence[LeasedTrial], session: Channel) -> None:
-        """See :class:`hpsearch.worker.loop.Runner`."""
-        run_in_turn(leases, session, self._pace, partial(self._run, session))
 
     def close(self) -> None:
         """End the processes."""
@@ -103,10 +71,7 @@ class PythonRunner:
         self._checkpoints.end(lease, folder, max(1, trial.step), result)
         if not child.is_well:
             self._drop(entrypoint)
-        if result is not None:
-            results.add(result, reports=trial.unsent, log=trial.unsent_log)
-        elif trial.end is not None and trial.end.release:
-            session.release([lease.token])
+        self._hand_over(trial, result, results, session)
 
     @staticmethod
     def _call(child: Child, trial: OwnTrial, folder: Folder, params: dict[str, Any]) -> dict[str, Any] | None:

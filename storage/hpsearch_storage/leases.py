@@ -116,8 +116,7 @@ def _leases(connection: Connection, held: list[TrialRow], tokens: list[str], req
     rows = {row[0]: row for row in _STAGES.rows(connection, ids)} if ids else {}
     leases = []
     for trial, token in zip(held, tokens, strict=True):
-        _, index, text, study = rows[trial.stage_id]
-        spec = decode_stage(text)
+        _, index, spec, study = rows[trial.stage_id]
         leases.append(
             Lease(
                 token=token,
@@ -129,9 +128,7 @@ def _leases(connection: Connection, held: list[TrialRow], tokens: list[str], req
                 attempt=trial.n_attempts,
                 expires_at=request.expires_at,
                 params=trial.params,
-                epochs=spec.n_epochs,
-                folds=spec.folds,
-                seeds=spec.n_repeats,
+                epochs=decode_stage(spec).n_epochs,
                 step=trial.step,
             )
         )

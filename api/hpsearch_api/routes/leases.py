@@ -15,7 +15,7 @@ from hpsearch.store import WorkerHello
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
-from hpsearch_api.models import (
+from hpsearch_api.lease_models import (
     Decisions,
     FinishRequest,
     LeaseRequest,
@@ -24,8 +24,8 @@ from hpsearch_api.models import (
     Outcomes,
     ReleaseRequest,
     ReportRequest,
-    WorkerView,
 )
+from hpsearch_api.models import WorkerView
 from hpsearch_api.security import Limits
 from hpsearch_api.telemetry import Meters
 

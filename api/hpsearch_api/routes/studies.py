@@ -16,7 +16,8 @@ from hpsearch.store import Store
 from hpsearch.study import StudyState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, After, Limit, StudyName, TheCoordinator, TheLimits, check_text
-from hpsearch_api.models import Accepted, BestView, ChecksRequest, Items, PreflightView, StudyView, ValidationView
+from hpsearch_api.lease_models import Accepted, ChecksRequest
+from hpsearch_api.models import BestView, Items, PreflightView, StudyView, ValidationView
 from hpsearch_api.security.limits import Limits
 from hpsearch_api.validation import validate
 from hpsearch_storage import SqlStore

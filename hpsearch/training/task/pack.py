@@ -10,7 +10,7 @@ import torch
 
 from hpsearch.errors import DataError
 from hpsearch.objective import TaskObjective
-from hpsearch.training.checkpoints import Checkpoint
+from hpsearch.training.checkpoints import Checkpoint, check_resumed
 from hpsearch.training.devices import memory_errors, synchronize
 from hpsearch.training.optimisers import optimizer_key
 from hpsearch.training.pack import EpochResult, never
@@ -187,13 +187,12 @@ class TaskPack:
             DataError: a checkpoint is of another architecture.
             ValueError: the pack has begun, or the number or the epochs of the checkpoints do not fit.
         """
-        epochs = {checkpoint.epoch for checkpoint in checkpoints}
-        if self.epoch or len(checkpoints) != len(self._members) or len(epochs) != 1 or max(epochs) > self._n_epochs:
-            raise ValueError("a new pack resumes one checkpoint per member, all of one epoch that it has")
+        n_members = len(self._members)
+        check_resumed(checkpoints, n_members=n_members, epoch=self.epoch, n_epochs=self._n_epochs)
         for stack in self._stacks:
             for member in stack.live:
                 stack.resume(checkpoints[member], member, self._architecture(member))
-        (self.epoch,) = epochs
+        self.epoch = checkpoints[0].epoch
 
     def _architecture(self, member: int) -> str:
         objective = self._members[member].objective
