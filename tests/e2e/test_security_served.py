@@ -218,7 +218,8 @@ def test_slow_and_silent_clients_disturb_nobody_and_are_let_go(busy: Client) -> 
         assert b"the body did not come within 3 s" in answer
     for connection in half_closed:
         read(connection, 15)
-    assert read(endless, 15) == b""
+    answer = read(endless, 15)  # what is sent before the connection is reset may get lost
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
     stop.set()
     for connection in [*slow_heads, *slow_bodies, *silent, *half_closed, endless]:
         connection.close()
@@ -266,7 +267,7 @@ def test_more_event_streams_than_allowed(house: House, sqlite_url: str) -> None:
 
 def test_no_report_is_lost_when_the_server_stops(house: House, sqlite_url: str) -> None:
     """Ten clients report while the server is told to stop and started again; each step that was answered is there."""
-    server, client = house.serve(sqlite_url, "--drain-seconds", "1")
+    server, client = house.serve(sqlite_url, "--drain-seconds", "3")
     port = address(client)[1]
     client.submit(EXTERNAL)
     answered: dict[int, list[int]] = {}
@@ -307,7 +308,7 @@ def test_no_report_is_lost_when_the_server_stops(house: House, sqlite_url: str) 
     follower.start()
     eventually(lambda: lines, 30)
     server.popen.send_signal(signal.SIGTERM)
-    eventually(lambda: httpx2.get(f"{client.server}/readyz").status_code == 503, 5)
+    eventually(lambda: httpx2.get(f"{client.server}/readyz").status_code == 503, 10)
     assert server.popen.wait(30) == 0, server.output
     follower.join(10)
     assert "retry: 1000" in lines
