@@ -27,6 +27,8 @@ from hpsearch.trial import Action, Report, Result, TrialState
 Point = tuple[float, float]
 """lr and reg."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CHANCE_LOSS = math.log(10)
+"""All tables are of ten classes."""
 HOPELESS = 100
 """So many trials, all diverged, end a search; a Gaussian process over a thousand would take minutes to say no more."""
 
@@ -111,11 +113,16 @@ class ServiceRun:
     def _train(self, group: list[Assignment], trained: int, epochs: int) -> None:
         """Some trials in lockstep from the epoch that they were left at to their ends."""
         curves = {a.lease.token: self._curves(a) for a in group}
+        chance = {"diag/initial_loss": CHANCE_LOSS, "diag/chance_loss": CHANCE_LOSS}  # as our worker reports it
         for epoch in range(trained + 1, epochs + 1):
             self.clock.seconds += self._cost(len(curves))
             self.epochs += len(curves)
             reports = [
-                Report(token, epoch, {name: float(curve[epoch - 1]) for name, curve in metrics.items()})
+                Report(
+                    token,
+                    epoch,
+                    {name: float(curve[epoch - 1]) for name, curve in metrics.items()} | (chance if epoch == 1 else {}),
+                )
                 for token, metrics in curves.items()
             ]
             decisions = {d.token: d for d in self.coordinator.report(self._me.name, reports)}

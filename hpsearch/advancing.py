@@ -28,6 +28,8 @@ ACTED_ON = ("likely", "strong")
 """Levels of a flag at which a stage past the border is proposed, or opened."""
 MIN_EXTENSION = 8
 """A stage past a border trains at least so many trials."""
+TOO_LOW = 0.9
+"""Where this share of a stage's trials learned too slowly, lr ends too low."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +150,42 @@ def extension(
 
 def lowered(spec: StudySpec, stages: Sequence[Stage], stage: Stage) -> Proposal | None:
     """The stage below the range of lr, where every trial of this one diverged; None if lr is not searched."""
-    name = next((n for n in ("lr", "optimizer.lr") if n in stage.space), None)
     n_diverged = stage.counts.get(TrialState.DIVERGED, 0)
-    param = stage.space[name] if name is not None else None
-    if not isinstance(param, FloatParam) or not param.log or not n_diverged or n_diverged < stage.n_finished:
+    if not n_diverged or n_diverged < stage.n_finished:
         return None
-    low = max(param.low * (param.low / param.high), param.hard_low or 0.0)
-    space: Space = dict(stage.space)
-    if name is not None and low < param.low:
-        space[name] = param.model_copy(update={"low": low, "high": param.low})
     why = f"all {n_diverged} trials of {stage.name} diverged: lr starts too high"
-    return _beyond(spec, stages, stage, space, suffix="lower", why=why, limited=True)
+    return _beside(spec, stages, stage, up=False, why=why)
+
+
+def raised(spec: StudySpec, stages: Sequence[Stage], stage: Stage, trials: Sequence[Trial]) -> Proposal | None:
+    """The stage above the range of lr, where (nearly) all of this one's have the verdict ``lr_too_low``.
+
+    Such trials learned next to nothing, so their values hardly rank them, and no border is flagged by them. None if lr
+    is not searched, or fewer than :data:`MIN_EXTENSION` completed.
+    """
+    ended = [t for t in trials if t.state in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.DIVERGED)]
+    n_low = sum(any(v["name"] == "lr_too_low" for v in t.verdicts) for t in ended)
+    if len(ended) < MIN_EXTENSION or n_low < TOO_LOW * len(ended):
+        return None
+    why = f"{n_low} of {len(ended)} trials of {stage.name} learned too slowly: lr ends too low"
+    return _beside(spec, stages, stage, up=True, why=why)
+
+
+def _beside(spec: StudySpec, stages: Sequence[Stage], stage: Stage, *, up: bool, why: str) -> Proposal | None:
+    """The stage whose range of lr, as wide as this one's, begins where it ends, or ends where it begins."""
+    name = next((n for n in ("lr", "optimizer.lr") if n in stage.space), None)
+    param = stage.space[name] if name is not None else None
+    if name is None or not isinstance(param, FloatParam) or not param.log:
+        return None
+    if up:
+        low, high = param.high, min(param.high * (param.high / param.low), param.hard_high or math.inf)
+    else:
+        low, high = max(param.low * (param.low / param.high), param.hard_low or 0.0), param.low
+    if low >= high:
+        return None
+    space: Space = {**stage.space, name: param.model_copy(update={"low": low, "high": high})}
+    suffix = "higher" if up else "lower"
+    return _beyond(spec, stages, stage, space, suffix=suffix, why=why, limited=True)
 
 
 def _beyond(

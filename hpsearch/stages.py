@@ -11,7 +11,7 @@ from hpsearch.advancing import OwnStage, Proposal
 from hpsearch.errors import Conflict, InvalidSpec, NotFound
 from hpsearch.insight import Insights
 from hpsearch.search import ending
-from hpsearch.search.confirming import finalists, settled
+from hpsearch.search.confirming import settled
 from hpsearch.search.samplers import n_planned, stage_fault
 from hpsearch.stopper import Stopper
 from hpsearch.store import Store, TrialQuery, all_trials
@@ -85,10 +85,12 @@ class Stages:
         return child is not None and self._store.open_stage(study.id, stage.index + 1, child, now=self._clock())
 
     def _extend(self, study: Study, stage: Stage) -> bool:
-        """Open a stage past the flagged borders of one that asks for it."""
-        if stage.spec.on_border != "extend":
+        """Open a stage past the flagged borders of one that asks for it, or above its range of lr."""
+        if stage.spec.on_border != "extend" or stage.spec.top is not None:
             return False
         stages = self._store.stages(study.id)
+        if above := advancing.raised(study.spec, stages, stage, self._insights.evidence(study.id, stages, stage)):
+            return self._open(study, stage, above)
         flags = self._insights.worth_extending(study, stages, stage)
         return self._open(study, stage, advancing.extension(study.spec, stages, stage, flags, limited=True))
 
@@ -147,9 +149,9 @@ class Stages:
 
     def _is_settled(self, study: Study, stage: Stage) -> bool:
         """Whether a confirm stage has found its winner before all of its trials are done; asked between rounds."""
-        if stage.spec.top is None or not stage.n_finished:
+        if stage.spec.top is None or not stage.counts.get(TrialState.COMPLETED):
             return False
-        found = finalists(self._insights.evidence(study.id, [stage], stage), study.spec.metric)
+        found = self._insights.finalists(study, self._store.stages(study.id))
         rounds = {f.n + f.n_diverged for f in found}
         return len(rounds) == 1 and settled(found) is not None
 

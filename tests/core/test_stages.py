@@ -55,8 +55,19 @@ def best_at(lr: float) -> Score:
     return score
 
 
-def train(coordinator: Coordinator, score: Score, *, stage: str | None = None) -> None:
-    """Evaluate trials until none is handed out, or a later stage than ``stage`` is open."""
+def nothing_more(params: Params, step: int) -> dict[str, float]:
+    del params, step
+    return {}
+
+
+def train(
+    coordinator: Coordinator,
+    score: Score,
+    *,
+    stage: str | None = None,
+    more: Callable[[Params, int], dict[str, float]] = nothing_more,
+) -> None:
+    """Evaluate trials until none is handed out, or a later stage than ``stage`` is open; ``more`` is reported, too."""
     while leases := coordinator.lease(WorkerHello("w", None, {}), 8, study="s"):
         if stage is not None and leases[0].lease.stage != stage:
             coordinator.release("w", [a.lease.token for a in leases])
@@ -64,7 +75,8 @@ def train(coordinator: Coordinator, score: Score, *, stage: str | None = None) -
         for a in leases:
             value = score(a.lease.params)
             steps = range(1, a.lease.epochs + 1)
-            coordinator.report("w", [Report(a.lease.token, step, {"score": value}) for step in steps])
+            told = [Report(a.lease.token, n, {"score": value} | more(a.lease.params, n)) for n in steps]
+            coordinator.report("w", told)
             state = TrialState.COMPLETED if math.isfinite(value) else TrialState.DIVERGED
             coordinator.finish("w", [Result(a.lease.token, state, value if math.isfinite(value) else None)])
 
@@ -173,6 +185,44 @@ def test_a_range_of_lr_where_all_diverges_is_left_downward(coordinator: Coordina
     assert coarse.counts[TrialState.COMPLETED] == 0
     assert fine.name == "fine"
     assert study_of(coordinator).state is StudyState.COMPLETED
+
+
+def learns_above(lr: float) -> Callable[[Params, int], dict[str, float]]:
+    """Losses that hardly move with rates below ``lr``."""
+
+    def metrics(params: Params, step: int) -> dict[str, float]:
+        learns = number(params["lr"]) > lr
+        loss = 2.3 / (step + 1) if learns else 2.3 - 0.001 * step
+        return {"train_loss": loss, "diag/update_ratio": 1e-3 if learns else 1e-6, "diag/initial_loss": 2.3}
+
+    return metrics
+
+
+def test_a_range_of_lr_where_nothing_learns_is_left_upward(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}, FINE))
+    flat = lambda params: -1.0 if number(params["lr"]) < 1e-3 else best_at(1e-1)(params)  # noqa: E731
+    train(coordinator, flat, more=learns_above(1e-3))
+    coarse, higher, *_, fine = stages_of(coordinator)
+    assert (higher.name, higher.parent, higher.extension) == ("coarse-higher", "coarse", 1)
+    assert higher.reason == "60 of 60 trials of coarse learned too slowly: lr ends too low"
+    assert higher.space["lr"].model_dump()["low"] == coarse.space["lr"].model_dump()["high"]
+    assert higher.space["lr"].model_dump()["high"] == pytest.approx(1.0)
+    assert fine.name == "fine"
+    best = coordinator.insights.best(study_of(coordinator), stages_of(coordinator))
+    assert best is not None
+    assert best.value > -0.5
+
+
+def test_nothing_is_above_a_hard_limit(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}, lr={**LR, "hard_high": 1e-3}))
+    train(coordinator, lambda _: -1.0, more=learns_above(1.0))
+    assert [s.name for s in stages_of(coordinator)] == ["coarse"]
+
+
+def test_a_range_of_which_a_fifth_learns_is_not_left(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}))
+    train(coordinator, best_at(3e-4), more=learns_above(2e-4))
+    assert "coarse-higher" not in [s.name for s in stages_of(coordinator)]
 
 
 def test_a_study_where_all_diverges_fails_in_the_end(coordinator: Coordinator) -> None:
