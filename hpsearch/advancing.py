@@ -19,17 +19,18 @@ from hpsearch.search.ranking import finalist_params
 from hpsearch.search.refining import difference, narrow
 from hpsearch.search.samplers import n_planned
 from hpsearch.search.scale import to_unit
+from hpsearch.search.unlearned import Move
 from hpsearch.space import CategoricalParam, FloatParam, Param, Space
 from hpsearch.spec import StageSpec, StudySpec
 from hpsearch.study import NewStage, Stage
-from hpsearch.trial import Trial, TrialState
+from hpsearch.trial import Trial
 
 ACTED_ON = ("likely", "strong")
 """Levels of a flag at which a stage past the border is proposed, or opened."""
 MIN_EXTENSION = 8
 """A stage past a border trains at least so many trials."""
-TOO_LOW = 0.9
-"""Where this share of a stage's trials learned too slowly, lr ends too low."""
+_NAMES = {"lr": ("lr", "optimizer.lr"), "reg": ("reg", "regularization.l2", "regularization.weight_decay")}
+_SUFFIXES = {("lr", "low"): "lower", ("lr", "high"): "higher", ("reg", "low"): "weaker"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Proposal:
     """A stage that may be opened by one call.
 
     Attributes:
-        kind: ``next`` of the plan, or ``extension`` past the borders that are flagged.
+        kind: ``next`` of the plan, or ``extension`` past the borders that are flagged, or past where nothing learns.
         reason: why, in a sentence.
     """
 
@@ -148,44 +149,25 @@ def extension(
     return _beyond(spec, stages, stage, _past(stage.space, flags), suffix="wider", why=why, limited=limited)
 
 
-def lowered(spec: StudySpec, stages: Sequence[Stage], stage: Stage) -> Proposal | None:
-    """The stage below the range of lr, where every trial of this one diverged; None if lr is not searched."""
-    n_diverged = stage.counts.get(TrialState.DIVERGED, 0)
-    if not n_diverged or n_diverged < stage.n_finished:
-        return None
-    why = f"all {n_diverged} trials of {stage.name} diverged: lr starts too high"
-    return _beside(spec, stages, stage, up=False, why=why)
+def elsewhere(spec: StudySpec, stages: Sequence[Stage], stage: Stage, move: Move, *, limited: bool) -> Proposal | None:
+    """The stage beside this one, where next to nothing was learned.
 
-
-def raised(spec: StudySpec, stages: Sequence[Stage], stage: Stage, trials: Sequence[Trial]) -> Proposal | None:
-    """The stage above the range of lr, where (nearly) all of this one's have the verdict ``lr_too_low``.
-
-    Such trials learned next to nothing, so their values hardly rank them, and no border is flagged by them. None if lr
-    is not searched, or fewer than :data:`MIN_EXTENSION` completed.
+    Its range of lr, or of reg, is as wide as this one's and begins where that ends. None if that is not searched on a
+    log scale. ``limited`` as for :func:`extension`.
     """
-    ended = [t for t in trials if t.state in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.DIVERGED)]
-    n_low = sum(any(v["name"] == "lr_too_low" for v in t.verdicts) for t in ended)
-    if len(ended) < MIN_EXTENSION or n_low < TOO_LOW * len(ended):
-        return None
-    why = f"{n_low} of {len(ended)} trials of {stage.name} learned too slowly: lr ends too low"
-    return _beside(spec, stages, stage, up=True, why=why)
-
-
-def _beside(spec: StudySpec, stages: Sequence[Stage], stage: Stage, *, up: bool, why: str) -> Proposal | None:
-    """The stage whose range of lr, as wide as this one's, begins where it ends, or ends where it begins."""
-    name = next((n for n in ("lr", "optimizer.lr") if n in stage.space), None)
+    name = next((n for n in _NAMES[move.what] if n in stage.space), None)
     param = stage.space[name] if name is not None else None
     if name is None or not isinstance(param, FloatParam) or not param.log:
         return None
-    if up:
+    if move.side == "high":
         low, high = param.high, min(param.high * (param.high / param.low), param.hard_high or math.inf)
     else:
         low, high = max(param.low * (param.low / param.high), param.hard_low or 0.0), param.low
-    if low >= high:
+    if not 0 < low < high < math.inf:
         return None
     space: Space = {**stage.space, name: param.model_copy(update={"low": low, "high": high})}
-    suffix = "higher" if up else "lower"
-    return _beyond(spec, stages, stage, space, suffix=suffix, why=why, limited=True)
+    suffix = _SUFFIXES[move.what, move.side]
+    return _beyond(spec, stages, stage, space, suffix=suffix, why=move.reason, limited=limited)
 
 
 def _beyond(

@@ -13,8 +13,8 @@ from hpsearch.search.borders import Flag, border_flags, worth_extending
 from hpsearch.search.confirming import Finalist, finalists
 from hpsearch.search.samplers import adaptive_numbers
 from hpsearch.search.stopping import saved_epochs
+from hpsearch.search.unlearned import Move, move_on
 from hpsearch.space import Params, check_params
-from hpsearch.spec import Metric
 from hpsearch.store import Store, TrialQuery, all_trials
 from hpsearch.study import Stage, StageState, Study
 from hpsearch.trial import Trial, TrialState
@@ -66,7 +66,7 @@ class Insights:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._flags_at = lru_cache(maxsize=64)(self._read_flags)
+        self._judged_at = lru_cache(maxsize=64)(self._judge)
         self._n_inherited_at = lru_cache(maxsize=64)(self._count_inherited)
         self._saved_at = lru_cache(maxsize=64)(self._read_saved)
         self._finalists_at = lru_cache(maxsize=64)(self._read_finalists)
@@ -99,7 +99,13 @@ class Insights:
         """The flags of one stage that samples; of one past a border only once it has sampled what is new in it."""
         if stage.extension and stage.state is StageState.RUNNING and not stage.is_done:
             return ()
-        return self._flags_at(study.name, study.id, stage.index, _version(stages, stage))
+        return self._judged_at(study.name, study.id, stage.index, _version(stages, stage))[0]
+
+    def move_on(self, study: Study, stages: Sequence[Stage], stage: Stage) -> Move | None:
+        """Where to look instead of a stage in which next to nothing was learned; None while it samples still."""
+        if stage.state is StageState.RUNNING and not stage.is_done:
+            return None
+        return self._judged_at(study.name, study.id, stage.index, _version(stages, stage))[1]
 
     def worth_extending(self, study: Study, stages: Sequence[Stage], stage: Stage) -> list[Flag]:
         """The borders of a stage that is done that a stage of its own should go past."""
@@ -175,29 +181,30 @@ class Insights:
         trials = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
         return saved_epochs(stage.spec.early_stopping, trials, stage.spec.n_epochs)
 
-    def _read_flags(self, name: str, study_id: int, index: int, version: tuple[int, ...]) -> tuple[Flag, ...]:
+    def _judge(
+        self, name: str, study_id: int, index: int, version: tuple[int, ...]
+    ) -> tuple[tuple[Flag, ...], Move | None]:
         del version  # part of the key
         stages = self._store.stages(study_id)
         stage = stages[index]
         metric = self._store.study(name).spec.metric
-        if stage.n_finished > FLAG_SAMPLE:
-            return self._sampled_flags(study_id, stage, metric)
-        trials = self.evidence(study_id, stages, stage)
-        return tuple(
-            border_flags(stage.name, stage.space, trials, metric, adaptive=self._adaptive(study_id, stages, stage))
-        )
+        said = ""
+        if stage.n_finished <= FLAG_SAMPLE:
+            trials, adaptive = self.evidence(study_id, stages, stage), self._adaptive(study_id, stages, stage)
+        else:
+            trials = self._sample(study_id, stage)
+            adaptive = adaptive_numbers(stage.spec.sampler, trials) if not stage.spec.sampler.is_own else set()
+            said = f" (judged by {len(trials):,} of {stage.n_finished:,} trials)"
+        flags = border_flags(stage.name, stage.space, trials, metric, adaptive=adaptive)
+        return tuple(replace(flag, message=flag.message + said) for flag in flags), move_on(stage.name, trials)
 
-    def _sampled_flags(self, study_id: int, stage: Stage, metric: Metric) -> tuple[Flag, ...]:
-        """The flags of a huge stage by every so many-th trial of its own, which their messages say.
+    def _sample(self, study_id: int, stage: Stage) -> list[Trial]:
+        """Every so many-th trial of a huge stage.
 
         An odd step: a power of two would see one corner of a grid, or of a Sobol sequence.
         """
         every = (-(-stage.n_finished // FLAG_SAMPLE)) | 1
-        trials = all_trials(self._store, study_id, TrialQuery(stage=stage.name, every=every))
-        adaptive = adaptive_numbers(stage.spec.sampler, trials) if not stage.spec.sampler.is_own else ()
-        said = f" (judged by {len(trials):,} of {stage.n_finished:,} trials)"
-        flags = border_flags(stage.name, stage.space, trials, metric, adaptive=adaptive)
-        return tuple(replace(flag, message=flag.message + said) for flag in flags)
+        return all_trials(self._store, study_id, TrialQuery(stage=stage.name, every=every))
 
     def _adaptive(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> set[int]:
         """Numbers of the trials among a stage's evidence whose params followed from earlier results."""

@@ -51,7 +51,7 @@ class Stages:
             return True  # not over: trials that were stopped go on
         over = stage.is_done or _is_hopeless(stage)
         if over and not stage.counts.get(TrialState.COMPLETED):
-            if self._lower(study, stage):
+            if self._extend(study, stage):
                 return True
             if not self._has_result(study):
                 return self._end(study, StudyState.FAILED, self._why_none_completed(study, stage))
@@ -85,20 +85,14 @@ class Stages:
         return child is not None and self._store.open_stage(study.id, stage.index + 1, child, now=self._clock())
 
     def _extend(self, study: Study, stage: Stage) -> bool:
-        """Open a stage past the flagged borders of one that asks for it, or above its range of lr."""
+        """Open a stage past the flagged borders of one that asks for it, or past where nothing learns."""
         if stage.spec.on_border != "extend" or stage.spec.top is not None:
             return False
         stages = self._store.stages(study.id)
-        if above := advancing.raised(study.spec, stages, stage, self._insights.evidence(study.id, stages, stage)):
-            return self._open(study, stage, above)
+        if move := self._insights.move_on(study, stages, stage):
+            return self._open(study, stage, advancing.elsewhere(study.spec, stages, stage, move, limited=True))
         flags = self._insights.worth_extending(study, stages, stage)
         return self._open(study, stage, advancing.extension(study.spec, stages, stage, flags, limited=True))
-
-    def _lower(self, study: Study, stage: Stage) -> bool:
-        """Open a stage below the range of lr, after one that asks for it and all of whose trials diverged."""
-        if stage.spec.on_border != "extend":
-            return False
-        return self._open(study, stage, advancing.lowered(study.spec, self._store.stages(study.id), stage))
 
     def _open(self, study: Study, stage: Stage, proposal: Proposal | None) -> bool:
         if proposal is None:
@@ -172,7 +166,10 @@ class Stages:
         for stage in reversed([s for s in stages if s.spec.top is None]):
             flags = self._insights.stage_flags(study, stages, stage)
             new = [f for f in flags if Border(f.stage, f.parameter, f.side) not in seen]
-            if proposal := advancing.extension(study.spec, stages, stage, advancing.to_act_on(new), limited=False):
+            proposal = advancing.extension(study.spec, stages, stage, advancing.to_act_on(new), limited=False)
+            if proposal is None and (move := self._insights.move_on(study, stages, stage)):
+                proposal = advancing.elsewhere(study.spec, stages, stage, move, limited=False)
+            if proposal is not None:
                 found.append(proposal)
         last = stages[-1]
         if last.counts.get(TrialState.COMPLETED):

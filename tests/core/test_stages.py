@@ -213,6 +213,30 @@ def test_a_range_of_lr_where_nothing_learns_is_left_upward(coordinator: Coordina
     assert best.value > -0.5
 
 
+def test_a_range_of_reg_under_which_nothing_learns_is_left_downward(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({**COARSE, "on_border": "extend"}, FINE, space={"lr": LR, "reg": {**REG, "low": 10.0}}))
+
+    def metrics(params: Params, step: int) -> dict[str, float]:
+        loss = 2.3 / (step + 1) if number(params["reg"]) < 10.0 else 2.3
+        return {"train_loss": loss, "val_loss": loss, "diag/update_ratio": 1e-3, "diag/initial_loss": 2.3}
+
+    train(coordinator, lambda params: -max(math.log10(number(params["reg"])), 1.0), more=metrics)
+    coarse, weaker, *_ = stages_of(coordinator)
+    assert (weaker.name, weaker.parent) == ("coarse-weaker", "coarse")
+    assert weaker.reason == "of 60 trials of coarse 0 diverged and 60 learned next to nothing: reg starts too high"
+    reg = weaker.space["reg"].model_dump()
+    assert (reg["low"], reg["high"]) == (pytest.approx(1e-3), 10.0)
+    assert weaker.space["lr"] == coarse.space["lr"]
+
+
+def test_where_nothing_learns_the_stage_beside_is_proposed(coordinator: Coordinator) -> None:
+    coordinator.submit(spec(COARSE))
+    train(coordinator, lambda _: -1.0, more=learns_above(1.0))
+    assert names(coordinator) == ["coarse-higher"]
+    stage = coordinator.stages.open(study_of(coordinator), OwnStage())
+    assert stage.space["lr"].model_dump()["low"] == 1e-3
+
+
 def test_nothing_is_above_a_hard_limit(coordinator: Coordinator) -> None:
     coordinator.submit(spec({**COARSE, "on_border": "extend"}, lr={**LR, "hard_high": 1e-3}))
     train(coordinator, lambda _: -1.0, more=learns_above(1.0))
