@@ -2,23 +2,25 @@
 
     python -m benchmarks.control_plane                      # all parts, some twenty minutes
     python -m benchmarks.control_plane --parts peers --rounds 3
-    python -m benchmarks.control_plane --write              # also into RESULTS.md
+    python -m benchmarks.control_plane --parts flat --databases SQLite --write      # also into RESULTS.md
 
 A trial is: ask, ten reports, tell, with two params; ours over HTTP from a client of Python's ``http.client`` with one
 connection, Optuna's in the client's own process. Everything is durable: SQLite and PostgreSQL wait for the disk. The
 contenders take turns, slice by slice, and ratios are taken within a turn: how fast this machine is changes from second
-to second. GrpcStorageProxy needs ``grpcio`` and ``protobuf``; without them it is left out.
+to second. Shown are medians of the turns, in brackets the lowest and the highest. GrpcStorageProxy needs ``grpcio``
+and ``protobuf``; without them it is left out.
 
     peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping
     flat       the same at 10^2, 10^4 and 10^6, with times of reading requests and the server's memory
     workers    8 and 64 workers at once against one
-    transfer   10^6 finished trials in and out: ``POST trials``, ``hpsearch import``, Parquet
+    transfer   10^6 finished trials in and out: ``hpsearch import`` and ``export``, Parquet; a tenth by ``POST trials``
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import http.client
 import importlib.util
 import json
@@ -41,12 +43,16 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.optuna_storage import database, free_port, postgres, quiet
-from benchmarks.verdicts import write
+from benchmarks.verdicts import RESULTS, write
 
 STEPS = 10
 SPACE = {"x": {"type": "float", "low": 0.0, "high": 1.0}, "y": {"type": "float", "low": 1e-5, "high": 1.0, "log": True}}
 PARTS = ("peers", "flat", "workers", "transfer")
+DATABASES = ("SQLite", "PostgreSQL")
+SECTION = "## Control plane"
 PACK = 16
+GIVEN = 5_000
+"""Finished trials in one request."""
 
 
 class Server:
@@ -67,6 +73,18 @@ class Server:
         """Resident memory in MB; the peak since the start."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    def imported(self, name: str, n: int, folder: Path) -> float:
+        """Have a running study with n finished trials by ``hpsearch import``; returns the seconds of that."""
+        self.client.submit(f"{name}-seed")
+        self.client.add(f"{name}-seed", 1)
+        file = folder / f"{name}.study.gz"
+        run(["export", f"{name}-seed", "--format", "study", "--output", str(file), "--store", self.store])
+        grow(file, n)
+        seconds = timed(lambda: run(["import", str(file), "--name", name, "--store", self.store]))
+        file.unlink()
+        self.client.call("POST", f"/api/v1/studies/{name}/resume")
+        return seconds
 
     def close(self) -> None:
         self._process.terminate()
@@ -103,8 +121,8 @@ class Client:
 
     def add(self, name: str, n: int) -> None:
         """Finished trials."""
-        for first in range(0, n, 10_000):
-            numbers = range(first, min(first + 10_000, n))
+        for first in range(0, n, GIVEN):
+            numbers = range(first, min(first + GIVEN, n))
             trials = [{"params": {"x": k % 997 / 997, "y": 0.5}, "value": k % 997 / 997 + 0.1} for k in numbers]
             self.call("POST", f"/api/v1/studies/{name}/trials", {"trials": trials})
 
@@ -264,28 +282,24 @@ def peer_rows(rule: str, rates: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def flat(server: str, folder: Path, options: argparse.Namespace) -> str:
+def flat(url: str, folder: Path, options: argparse.Namespace) -> str:
     """Ours at three sizes."""
     lines = [
-        "| database | trials in the study | packs of 16, trials/s | ÷ smallest | server's memory, MB | "
+        "| trials in the study | packs of 16, trials/s | ÷ smallest | server's memory, MB | "
         "best, p99 ms | page, p99 ms | flags, p99 ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
-    for where, url in (("SQLite", f"sqlite:///{folder / 'flat.db'}"), ("PostgreSQL", database(server))):
-        with contextlib.ExitStack() as stack:
-            ours = Server(url, folder)
-            stack.callback(ours.close)
-            for size in options.sizes:
-                ours.client.submit(f"n{size}")
-                ours.client.add(f"n{size}", size)
-            units = {f"n{n}": lambda c=ours.client, n=n: c.pack(f"n{n}", PACK) for n in options.sizes}
-            rates = in_turn(units, options.rounds, options.seconds)
-            for size in options.sizes:
-                name = f"n{size}"
-                reads = [f"{read_p99(ours, name, path):.0f}" for path in ("best", "trials?limit=100", "flags")]
-                relative = ratio(rates, name, f"n{options.sizes[0]}")
-                cells = [median(rates, name), relative, f"{ours.memory():.0f}", *reads]
-                lines.append(f"| {where} | {size:,} | {' | '.join(cells)} |")
+    with contextlib.closing(Server(url, folder)) as ours:
+        for size in options.sizes:
+            ours.imported(f"n{size}", size, folder)
+        units = {f"n{n}": lambda c=ours.client, n=n: c.pack(f"n{n}", PACK) for n in options.sizes}
+        rates = in_turn(units, options.rounds, options.seconds)
+        for size in options.sizes:
+            name = f"n{size}"
+            reads = [f"{read_p99(ours, name, path):.0f}" for path in ("best", "trials?limit=100", "flags")]
+            relative = ratio(rates, name, f"n{options.sizes[0]}")
+            cells = [median(rates, name), relative, f"{ours.memory():.0f}", *reads]
+            lines.append(f"| {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -300,19 +314,17 @@ def read_p99(server: Server, study: str, path: str) -> float:
     return sorted(times)[98]
 
 
-def workers(server: str, folder: Path, options: argparse.Namespace) -> str:
+def workers(url: str, folder: Path, options: argparse.Namespace) -> str:
     """Many workers on one study, one trial at a time."""
-    lines = ["| database | workers | trials/s together | ÷ one worker |", "|---|---|---|---|"]
-    for where, url in (("SQLite", f"sqlite:///{folder / 'workers.db'}"), ("PostgreSQL", database(server))):
-        ours = Server(url, folder)
+    lines = ["| workers | trials/s together | ÷ one worker |", "|---|---|---|"]
+    with contextlib.closing(Server(url, folder)) as ours:
         ours.client.submit("crowd")
         crews = {f"{n}": Crew(ours.address, n) for n in (1, 8, 64)}
         rates: dict[str, list[float]] = {name: [] for name in crews}
         for _ in range(options.rounds):
             for name, crew in crews.items():
                 rates[name].append(crew.rate(options.seconds))
-        lines += [f"| {where} | {name} | {median(rates, name)} | {ratio(rates, name, '1')} |" for name in crews]
-        ours.close()
+    lines += [f"| {name} | {median(rates, name)} | {ratio(rates, name, '1')} |" for name in crews]
     return "\n".join(lines)
 
 
@@ -337,32 +349,55 @@ class Crew:
         return sum(done) / (time.perf_counter() - start)
 
 
-def transfer(server: str, folder: Path, options: argparse.Namespace) -> str:
+def transfer(url: str, folder: Path, options: argparse.Namespace) -> str:
     """A large study in and out."""
-    lines = ["| database | what | seconds | server's memory, MB |", "|---|---|---|---|"]
-    for where, url in (("SQLite", f"sqlite:///{folder / 'transfer.db'}"), ("PostgreSQL", database(server))):
-        with contextlib.closing(Server(url, folder)) as ours:
-            found = transferred(ours, options.sizes[-1], folder / f"{where}.study.gz")
-            lines += [f"| {where} | {what} | {seconds:.0f} | {memory} |" for what, seconds, memory in found]
+    lines = ["| what | seconds | server's memory, MB |", "|---|---|---|"]
+    with contextlib.closing(Server(url, folder)) as ours:
+        found = transferred(ours, options.sizes[-1], folder)
+        lines += [f"| {what} | {seconds:.0f} | {memory} |" for what, seconds, memory in found]
     return "\n".join(lines)
 
 
-def transferred(ours: Server, n: int, file: Path) -> Iterator[tuple[str, float, str]]:
-    ours.client.submit("large")
-    seconds = timed(lambda: ours.client.add("large", n))
-    yield f"{n:,} finished trials by `POST trials`, 10,000 a call", seconds, f"{ours.memory():.0f}"
+def transferred(ours: Server, n: int, folder: Path) -> Iterator[tuple[str, float, str]]:
+    yield f"`hpsearch import` of {n:,} finished trials", ours.imported("large", n, folder), ""
     accept = {"Accept": "application/vnd.apache.parquet"}
     seconds = timed(lambda: ours.client.call("GET", "/api/v1/studies/large/trials", **accept))
     yield "Parquet of them, streamed", seconds, f"{ours.memory():.0f}"
-    hpsearch = [sys.executable, "-m", "hpsearch"]
-    export = [*hpsearch, "export", "large", "--format", "study", "--output", str(file), "--store", ours.store]
+    export = ["export", "large", "--format", "study", "--output", str(folder / "large.study.gz"), "--store", ours.store]
     yield "`hpsearch export --format study`", timed(lambda: run(export)), ""
-    again = [*hpsearch, "import", str(file), "--name", "copy", "--store", ours.store]
-    yield "`hpsearch import` under another name", timed(lambda: run(again)), ""
+    ours.client.submit("posted")
+    seconds = timed(lambda: ours.client.add("posted", n // 10))
+    yield f"{n // 10:,} by `POST trials`, {GIVEN:,} a call", seconds, f"{ours.memory():.0f}"
 
 
-def run(command: list[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def grow(file: Path, n: int) -> None:
+    """Fill the file of a study with one finished trial up to n of them."""
+    with gzip.open(file, "rt", encoding="utf-8") as small:
+        lines = [json.loads(line) for line in small]
+    study = next(line["study"] for line in lines if "study" in line)
+    stage = next(line["stage"] for line in lines if "stage" in line)
+    trial = next(line for line in lines if "trial" in line)
+    events = next(line["events"] for line in lines if "events" in line)
+    told = next(event for event in events if event["kind"] == "trial")
+    study |= {"next_number": n, "last_event": len(events) - 1 + n}
+    stage |= {"n_completed": n}
+    with gzip.open(file, "wt", encoding="utf-8", compresslevel=1) as large:
+        large.writelines(json.dumps(line) + "\n" for line in lines if not {"trial", "events", "end"} & set(line))
+        for k in range(n):
+            params, value = json.dumps({"x": k % 997 / 997, "y": 0.5}), k % 997 / 997 + 0.1
+            row = trial["trial"] | {"number": k, "params": params, "value": value}
+            large.write(json.dumps(trial | {"trial": row, "id": k + 1}) + "\n")
+        large.write(json.dumps({"events": [event for event in events if event["kind"] != "trial"]}) + "\n")
+        data = json.loads(told["data"])
+        for first in range(0, n, 2000):
+            numbers = range(first, min(first + 2000, n))
+            entries = [told | {"seq": len(events) + k, "data": json.dumps(data | {"number": k})} for k in numbers]
+            large.write(json.dumps({"events": entries}) + "\n")
+        large.write(json.dumps({"end": {"trials": n, "events": len(events) - 1 + n}}) + "\n")
+
+
+def run(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "hpsearch", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -378,27 +413,41 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one contender in one round")
     parser.add_argument("--finished", type=int, default=1000, help="trials in the study before, for the part peers")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 10_000, 1_000_000])
-    parser.add_argument("--write", action="store_true", help="put the section Control plane into RESULTS.md")
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES), help="of all but peers")
+    parser.add_argument("--write", action="store_true", help="put what was measured into RESULTS.md")
     options = parser.parse_args()
     quiet()
-    load, start = os.getloadavg()[0], time.perf_counter()
-    sections = []
     with postgres() as server, tempfile.TemporaryDirectory(prefix="hpsearch-bench-", dir=".") as folder:
         for part in options.parts:
-            table = {"peers": peers, "flat": flat, "workers": workers, "transfer": transfer}[part](
-                server, Path(folder).absolute(), options
-            )
-            print(f"\n{part}\n{table}", flush=True)
-            sections.append(f"### {part.capitalize()}\n\n{table}")
-    head = (
+            for where in options.databases if part != "peers" else [None]:
+                measure(part, where, server, Path(folder).absolute(), options)
+
+
+def measure(part: str, where: str | None, server: str, folder: Path, options: argparse.Namespace) -> None:
+    """One part, on one database or (peers) on both."""
+    load, start = os.getloadavg()[0], time.perf_counter()
+    if where is None:
+        table = peers(server, folder, options)
+    else:
+        url = f"sqlite:///{folder / part}.db" if where == "SQLite" else database(server)
+        table = {"flat": flat, "workers": workers, "transfer": transfer}[part](url, folder, options)
+    said = (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU, load {load:.1f} before and "
-        f"{os.getloadavg()[0]:.1f} after (other work on it included), "
-        f"Optuna {optuna.__version__}, {time.perf_counter() - start:.0f} s; "
-        f"`python -m benchmarks.control_plane --write`. Medians of {options.rounds} interleaved rounds, in brackets "
-        "the lowest and the highest."
+        f"{os.getloadavg()[0]:.1f} after, Optuna {optuna.__version__}, {time.perf_counter() - start:.0f} s; "
+        f"`python -m benchmarks.control_plane {' '.join(sys.argv[1:])}`."
     )
+    print(f"\n{part} {where or ''}\n{said}\n{table}", flush=True)
     if options.write:
-        write("\n\n".join(["## Control plane", head, *sections]) + "\n")
+        insert(f"### {part.capitalize()}{f', {where}' if where else ''}", f"{said}\n\n{table}")
+
+
+def insert(heading: str, text: str) -> None:
+    """Put a subsection into the section Control plane of RESULTS.md, in place of one with its heading."""
+    old = RESULTS.read_text()
+    section = f"{SECTION}\n" + old.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0].strip() + "\n"
+    before, _, rest = section.partition(f"\n{heading}\n")
+    after = "\n### " + rest.partition("\n### ")[2] if "\n### " in rest else ""
+    write(f"{before.rstrip()}\n\n{heading}\n\n{text.rstrip()}\n{after}")
 
 
 if __name__ == "__main__":

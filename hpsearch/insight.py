@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -11,10 +12,12 @@ from hpsearch.advancing import inherits
 from hpsearch.methods import NoStopping
 from hpsearch.search.borders import Flag, border_flags, worth_extending
 from hpsearch.search.confirming import Finalist, finalists
+from hpsearch.search.ranking import rank
 from hpsearch.search.samplers import adaptive_numbers
-from hpsearch.search.stopping import saved_epochs
+from hpsearch.search.stopping import saved_epochs, stopped_as
 from hpsearch.search.unlearned import Move, move_on
 from hpsearch.space import Params, check_params
+from hpsearch.spec import Metric
 from hpsearch.store import Store, TrialQuery, all_trials
 from hpsearch.study import Stage, StageState, Study
 from hpsearch.trial import Trial, TrialState
@@ -130,6 +133,26 @@ class Insights:
         own = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
         return own + self._inherited(study_id, stages, stage)
 
+    def from_best(self, study_id: int, stages: Sequence[Stage], stage: Stage, metric: Metric) -> Iterator[Trial]:
+        """The completed trials of :meth:`evidence`, best first, read as they are asked for."""
+        own = self._own_from_best(study_id, stage, metric)
+        parent = _heir_of(stages, stage)
+        if parent is None:
+            return own
+        of_parent = self.from_best(study_id, stages, parent, metric)
+        inherited = (t for t in of_parent if not check_params(stage.space, t.params))
+        return heapq.merge(own, inherited, key=lambda trial: rank(trial, metric))
+
+    def _own_from_best(self, study_id: int, stage: Stage, metric: Metric) -> Iterator[Trial]:
+        sort = "-value" if metric.direction == "maximize" else "value"
+        query = TrialQuery(stage=stage.name, states=(TrialState.COMPLETED,), sort=sort)
+        while True:
+            page = self._store.trials(study_id, query)
+            yield from page.items
+            if page.next is None:
+                return
+            query = replace(query, after=page.next)
+
     def _inherited(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
         parent = _heir_of(stages, stage)
         if parent is None:
@@ -178,8 +201,8 @@ class Insights:
     def _read_saved(self, study_id: int, index: int, version: tuple[int, ...]) -> int:
         del version  # part of the key
         stage = self._store.stages(study_id)[index]
-        trials = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
-        return saved_epochs(stage.spec.early_stopping, trials, stage.spec.n_epochs)
+        rule = stage.spec.early_stopping
+        return saved_epochs(self._store.n_by_step(study_id, stage.name, stopped_as(rule)), stage.spec.n_epochs)
 
     def _judge(
         self, name: str, study_id: int, index: int, version: tuple[int, ...]

@@ -79,6 +79,11 @@ class Lineage:
         parent = ResumeFrom(before.stage, before.number, before.step, epochs)
         return Line(parent, first.seed, first.data_seed, first.folds, first.repeats)
 
+    def behind(self, spec: StudySpec, study_id: int, stage: Stage, params: Params) -> int:
+        """Epochs that a trial with these params has behind it when it begins."""
+        before = self._continued(spec.name, study_id, stage.name).get(params_key(params)) if stage.spec.resume else None
+        return 0 if before is None else before.step
+
     def n_kept(self, spec: StudySpec, study_id: int, stage: str) -> tuple[int, int]:
         """How many checkpoints may be needed again: of trials stopped at one epoch, and of completed ones, the best."""
         of = self._stages(study_id, stage)

@@ -2,6 +2,9 @@
 
 What is shared between trials stands in the store (``rungs``), as a log that each server follows into sorted lists of
 its own. So any number of servers decide alike, one that starts reads what is there once, and a report costs O(log n).
+
+What reports say of rungs is planned before they are kept, from what this server knows of the trials, and is kept with
+them in one transaction. Where it knows too little, such as of trials that another server gave out, it is kept after.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import contextlib
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -30,12 +33,25 @@ from hpsearch.search.stopping import (
 from hpsearch.spec import Metric
 from hpsearch.store import Store
 from hpsearch.study import Stage
-from hpsearch.trial import Action, Decision, Place, Report, RungEntry, RungPlace, TrialState
+from hpsearch.trial import (
+    Action,
+    Climb,
+    Climbs,
+    Decision,
+    Lease,
+    Place,
+    Report,
+    RungEntry,
+    RungPlace,
+    TrialState,
+)
 
 KEPT_STAGES = 64
 """Stages whose rungs are kept in memory."""
 KEPT_CURVES = 4096
 """Trials whose curves are kept in memory."""
+KEPT_TOKENS = 4 * KEPT_CURVES
+"""Leases whose places are kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,23 @@ class _Said:
         return self.report.step or 0
 
 
+@dataclass(slots=True)
+class Plan:
+    """What reports say of rungs, as far as it is known before they are kept.
+
+    Attributes:
+        climbs: for the store, by stage.
+        ladders: of these stages.
+        places: answer → the rung that its trial has come to.
+        curves: answer → the trial's curve up to there, and the last step that it takes for granted.
+    """
+
+    climbs: list[Climbs] = field(default_factory=list)
+    ladders: list[Ladder] = field(default_factory=list)
+    places: dict[int, RungPlace] = field(default_factory=dict)
+    curves: dict[int, tuple[int, Curve]] = field(default_factory=dict)
+
+
 class Stopper:
     """Decides after reports, and promotes what was stopped too early. Every method may be called from any thread."""
 
@@ -61,50 +94,99 @@ class Stopper:
         self._ladder = lru_cache(maxsize=KEPT_STAGES)(self._new_ladder)
         self._stage = lru_cache(maxsize=256)(self._read_stage)
         self._curves = Curves(store)
+        self._places: OrderedDict[str, Place] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def decide(self, reports: Sequence[Report], decisions: Sequence[Decision]) -> tuple[list[Decision], bool]:
+    def leased(self, leases: Sequence[Lease]) -> None:
+        """Remember which trial each token is of."""
+        with self._lock:
+            for lease in leases:
+                self._places[lease.token] = Place(lease.study_id, lease.study, lease.stage, lease.trial, lease.step)
+            while len(self._places) > KEPT_TOKENS:
+                self._places.popitem(last=False)
+
+    def plan(self, reports: Sequence[Report]) -> Plan:
+        """What the reports say of rungs, of those trials that this server knows enough of."""
+        said = [
+            _Said(index, place, report)
+            for index, report in enumerate(reports)
+            if report.step is not None and (place := self._places.get(report.token)) is not None
+        ]
+        plan = Plan()
+        for key, items in _by_stage(said).items():
+            with contextlib.suppress(NotFound):
+                self._plan_stage(plan, *self._stage(*key), items)
+        return plan
+
+    def _plan_stage(self, plan: Plan, stage: Stage, metric: Metric, said: Sequence[_Said]) -> None:
+        rule, heard = stage.spec.early_stopping, _heard(stage, metric, said)
+        if not heard or not isinstance(rule, Halving | MedianRule):
+            return
+        maximize = metric.direction == "maximize"
+        ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
+        if isinstance(rule, Halving):
+            places = ladder.places(heard)
+            plan.places |= places
+            climbs = [Climb(s.report.token, places[s.index], value) for s, value in heard if s.index in places]
+        else:
+            curves = self._curves.ahead(heard, maximize=maximize)
+            plan.curves |= curves
+            climbs = [
+                Climb(s.report.token, place, curve.mean, before)
+                for s, _ in heard
+                if s.index in curves
+                for before, curve in [curves[s.index]]
+                if (place := median_place(rule, s.place.trial, s.step, curve)) is not None
+            ]
+        if climbs:
+            plan.climbs.append(Climbs(stage.id, ladder.seen, tuple(climbs)))
+            plan.ladders.append(ladder)
+
+    def decide(
+        self, reports: Sequence[Report], decisions: Sequence[Decision], plan: Plan, entries: Sequence[list[RungEntry]]
+    ) -> tuple[list[Decision], bool]:
         """Say ``stop`` where the rule of a stage does; all reports are taken note of before any of that.
 
         Args:
             reports: whose metrics the store has kept.
             decisions: the store's answer to each.
+            plan: what :meth:`plan` said of the reports.
+            entries: the store's answer to each of the plan's climbs.
 
         Returns:
             the decisions, and whether a trial was promoted.
         """
-        said: dict[tuple[int, str, str], list[_Said]] = defaultdict(list)
-        for index, (report, decision) in enumerate(zip(reports, decisions, strict=True)):
-            place = decision.place
-            if report.step is not None and place is not None:
-                said[place.study_id, place.study, place.stage].append(_Said(index, place, report))
+        for ladder, new in zip(plan.ladders, entries, strict=True):
+            ladder.take(new)
+        said = [
+            _Said(index, decision.place, report)
+            for index, (report, decision) in enumerate(zip(reports, decisions, strict=True))
+            if report.step is not None and decision.place is not None
+        ]
         answers = list(decisions)
         promoted = False
-        for key, items in said.items():
+        for key, items in _by_stage(said).items():
             with contextlib.suppress(NotFound):  # deleted just now: the next report will be told
-                reasons, any_promoted = self._reasons(*self._stage(*key), items)
+                reasons, any_promoted = self._reasons(*self._stage(*key), items, plan)
                 promoted |= any_promoted
                 for index, reason in reasons.items():
                     answers[index] = replace(answers[index], action=Action.STOP, reason=reason)
         return answers, promoted
 
-    def _reasons(self, stage: Stage, metric: Metric, said: Sequence[_Said]) -> tuple[dict[int, str], bool]:
+    def _reasons(self, stage: Stage, metric: Metric, said: Sequence[_Said], plan: Plan) -> tuple[dict[int, str], bool]:
         """Answer → why its trial is to stop; and whether another was promoted."""
-        rule = stage.spec.early_stopping
-        maximize = metric.direction == "maximize"
-        heard = [  # who is at the last epoch ends anyway
-            (s, float(s.report.metrics[metric.name]))
-            for s in said
-            if metric.name in s.report.metrics and s.step < stage.spec.n_epochs
-        ]
+        rule, maximize = stage.spec.early_stopping, metric.direction == "maximize"
+        heard = [] if isinstance(rule, NoStopping) else _heard(stage, metric, said)
         if isinstance(rule, NoStopping) or not heard:
             return {}, False
         if isinstance(rule, Halving):
-            return self._ladder(stage.id, rule, stage.spec.n_epochs, maximize).climb(heard, self._clock())
+            ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
+            return ladder.climb(heard, plan.places, self._clock())
         if isinstance(rule, Threshold):
             found = {s.index: threshold_says(rule, s.step, value, maximize=maximize) for s, value in heard}
         else:
             min_delta = rule.min_delta if isinstance(rule, Patience) else 0.0
-            curves = self._curves.of(heard, metric.name, maximize=maximize, min_delta=min_delta)
+            curves = self._curves.of(heard, metric.name, plan.curves, maximize=maximize, min_delta=min_delta)
             if isinstance(rule, Patience):
                 found = {index: patience_says(rule, curve) for index, (_, curve) in curves.items()}
             else:
@@ -149,6 +231,27 @@ class Stopper:
         return Ladder(self._store, stage_id, rule, epochs, maximize=maximize)
 
 
+def _by_stage(said: Sequence[_Said]) -> dict[tuple[int, str, str], list[_Said]]:
+    found: dict[tuple[int, str, str], list[_Said]] = defaultdict(list)
+    for each in said:
+        found[each.place.study_id, each.place.study, each.place.stage].append(each)
+    return found
+
+
+def _heard(stage: Stage, metric: Metric, said: Sequence[_Said]) -> list[tuple[_Said, float]]:
+    """What was said of the metric before the last epoch: who is there ends anyway."""
+    return [
+        (s, float(s.report.metrics[metric.name]))
+        for s in said
+        if metric.name in s.report.metrics and s.step < stage.spec.n_epochs
+    ]
+
+
+def median_place(rule: MedianRule, trial: int, step: int, curve: Curve) -> RungPlace | None:
+    """Where a trial's running mean is noted, None if it is not."""
+    return RungPlace(0, step, trial) if curve.n and step >= rule.first_epoch else None
+
+
 class Curves:
     """The curves of trials so far, followed report by report."""
 
@@ -157,19 +260,43 @@ class Curves:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int], Curve] = OrderedDict()
 
+    def ahead(self, heard: Sequence[tuple[_Said, float]], *, maximize: bool) -> dict[int, tuple[int, Curve]]:
+        """Answer → the last step that is taken for granted, and the curve from there; of trials that are known."""
+        found: dict[int, tuple[int, Curve]] = {}
+        with self._lock:
+            for key, items in _by_trial(heard).items():
+                curve = self._kept.get(key)
+                if curve is None and items[0][0].place.step > 0:
+                    continue
+                curve = Curve(maximize) if curve is None else replace(curve)
+                before = curve.last
+                if not _rise(before, items):
+                    continue
+                for said, value in items:
+                    curve.add(said.step, value)
+                    found[said.index] = (before, replace(curve))
+        return found
+
     def of(
-        self, heard: Sequence[tuple[_Said, float]], metric: str, *, maximize: bool, min_delta: float
+        self,
+        heard: Sequence[tuple[_Said, float]],
+        metric: str,
+        planned: Mapping[int, tuple[int, Curve]],
+        *,
+        maximize: bool,
+        min_delta: float,
     ) -> dict[int, tuple[_Said, Curve]]:
-        """Answer → what was said, and the trial's curve up to there."""
-        by_trial: dict[tuple[int, int], list[tuple[_Said, float]]] = defaultdict(list)
-        for said, value in heard:
-            by_trial[said.place.study_id, said.place.trial].append((said, value))
+        """Answer → what was said, and the trial's curve up to there; as planned, if that took the truth for granted."""
         found: dict[int, tuple[_Said, Curve]] = {}
         with self._lock:
-            for key, items in by_trial.items():
+            for key, items in _by_trial(heard).items():
+                first = items[0][0]
+                if all(said.index in planned for said, _ in items) and planned[first.index][0] == first.place.step:
+                    found |= {said.index: (said, planned[said.index][1]) for said, _ in items}
+                    self._keep(key, replace(planned[items[-1][0].index][1]))
+                    continue
                 curve = self._kept.pop(key, None) or Curve(maximize, min_delta)
-                steps = [curve.last, *(said.step for said, _ in items)]
-                if curve.last == items[0][0].place.step and all(a < b for a, b in pairwise(steps)):
+                if curve.last == first.place.step and _rise(curve.last, items):
                     values = [(said.step, value) for said, value in items]
                 else:  # another server, or another attempt, had the steps before
                     curve = Curve(maximize, min_delta)
@@ -180,10 +307,26 @@ class Curves:
                     curve.add(step, value)
                     if step in wanted:
                         found[wanted[step].index] = (wanted[step], replace(curve))
-                self._kept[key] = curve
-                if len(self._kept) > KEPT_CURVES:
-                    self._kept.popitem(last=False)
+                self._keep(key, curve)
         return found
+
+    def _keep(self, key: tuple[int, int], curve: Curve) -> None:
+        self._kept.pop(key, None)
+        self._kept[key] = curve
+        if len(self._kept) > KEPT_CURVES:
+            self._kept.popitem(last=False)
+
+
+def _by_trial(heard: Sequence[tuple[_Said, float]]) -> dict[tuple[int, int], list[tuple[_Said, float]]]:
+    found: dict[tuple[int, int], list[tuple[_Said, float]]] = defaultdict(list)
+    for said, value in heard:
+        found[said.place.study_id, said.place.trial].append((said, value))
+    return found
+
+
+def _rise(last: int, items: Sequence[tuple[_Said, float]]) -> bool:
+    """Whether steps follow each other, and the last one before."""
+    return all(a < b for a, b in pairwise([last, *(said.step for said, _ in items)]))
 
 
 class Ladder:
@@ -196,33 +339,52 @@ class Ladder:
         self._epochs = epochs
         self._maximize = maximize
         self._lock = threading.Lock()
-        self._seen = 0
+        self.seen = 0
         self._rungs: dict[tuple[int, int], Rung] = {}
         self._means: dict[int, Means] = defaultdict(Means)
         self._highest: dict[int, RungPlace] = {}
         self._went_on: set[RungPlace] = set()
 
-    def climb(self, heard: Sequence[tuple[_Said, float]], now: datetime) -> tuple[dict[int, str], bool]:
-        """Take note of values at rungs; answer → why its trial is to stop there, and whether others were promoted."""
+    def places(self, heard: Sequence[tuple[_Said, float]]) -> dict[int, RungPlace]:
+        """Answer → the rung that its trial comes to with it, or is at still."""
         with self._lock:
-            at = {said.index: place for said, _ in heard if (place := self._rung_of(said)) is not None}
+            return {said.index: place for said, _ in heard if (place := self._rung_of(said)) is not None}
+
+    def take(self, entries: Sequence[RungEntry]) -> None:
+        """Take in what the store has behind some entry that was seen."""
+        with self._lock:
+            self._take_all(entries)
+
+    def climb(
+        self, heard: Sequence[tuple[_Said, float]], planned: Mapping[int, RungPlace], now: datetime
+    ) -> tuple[dict[int, str], bool]:
+        """Answer → why its trial is to stop at its rung; and whether others were promoted.
+
+        Values that are not in the store yet, as planned, are taken note of before.
+        """
+        with self._lock:
+            at = {s.index: place for s, _ in heard if (place := planned.get(s.index) or self._rung_of(s)) is not None}
             if not at:
                 return {}, False
             values = [(at[said.index], value) for said, value in heard if said.index in at]
-            self._follow(dict(reversed(values)))  # of several steps of one trial the first came to the rung
+            values = [(place, value) for place, value in values if not self._knows(place)]
+            if values:
+                self._follow(dict(reversed(values)))  # of several steps of one trial the first came to the rung
             passed = {place for place in at.values() if self._is_top(place)}
             if new := sorted(passed - self._went_on):
                 self._store.let_on(self._stage_id, new, promoted={}, now=now)
+                for place in new:
+                    self._let_on(place)
             stopped = {index: place for index, place in at.items() if place not in passed | self._went_on}
             return {index: self._says(place, top=False) for index, place in stopped.items()}, self._promote(now)
 
     def promote(self, now: datetime, *, needs_one: bool) -> bool:
         """Let on all that wait and may go on; see :meth:`Stopper.promote`."""
         with self._lock:
+            self._follow({})
             return self._promote(now, needs_one=needs_one)
 
     def _promote(self, now: datetime, *, needs_one: bool = False) -> bool:
-        self._follow({})
         places = [
             RungPlace(*rung, trial)
             for rung, here in self._rungs.items()
@@ -239,14 +401,16 @@ class Ladder:
     def median_reasons(self, rule: MedianRule, curves: Mapping[int, tuple[_Said, Curve]]) -> dict[int, str | None]:
         """Take note of running means; answer → why its trial is to stop."""
         at = {
-            index: (RungPlace(0, said.step, said.place.trial), curve)
+            index: (place, curve)
             for index, (said, curve) in curves.items()
-            if curve.n and said.step >= rule.first_epoch
+            if (place := median_place(rule, said.place.trial, said.step, curve)) is not None
         }
         if not at:
             return {}
         with self._lock:
-            self._follow({place: curve.mean for place, curve in at.values()})
+            values = {place: curve.mean for place, curve in at.values() if not self._knows(place)}
+            if values:
+                self._follow(values)
             return {
                 index: median_says(
                     curve, *self._means[place.step].median_of_others(place.trial), min_trials=rule.min_trials
@@ -267,9 +431,19 @@ class Ladder:
 
     def _follow(self, values: Mapping[RungPlace, float]) -> None:
         """Hand values to the store, and take in what it has that was not seen before."""
-        for entry in self._store.record_rungs(self._stage_id, values, after=self._seen):
-            self._seen = entry.seq
-            self._take(entry)
+        self._take_all(self._store.record_rungs(self._stage_id, values, after=self.seen))
+
+    def _take_all(self, entries: Sequence[RungEntry]) -> None:
+        for entry in entries:
+            if entry.seq > self.seen:  # else another thread was faster
+                self.seen = entry.seq
+                self._take(entry)
+
+    def _knows(self, place: RungPlace) -> bool:
+        if isinstance(self._rule, MedianRule):
+            return place.trial in self._means[place.step]
+        rung = self._rungs.get((place.bracket, place.step))
+        return rung is not None and place.trial in rung
 
     def _take(self, entry: RungEntry) -> None:
         place = entry.place
@@ -283,9 +457,12 @@ class Ladder:
             self._rungs[place.bracket, place.step] = rung
         rung.add(place.trial, entry.value)
         if entry.went_on:
-            rung.let_on(place.trial)
-            self._went_on.add(place)
+            self._let_on(place)
         self._highest[place.trial] = max(place, self._highest.get(place.trial, place))
+
+    def _let_on(self, place: RungPlace) -> None:
+        self._rungs[place.bracket, place.step].let_on(place.trial)
+        self._went_on.add(place)
 
     def _is_top(self, place: RungPlace) -> bool:
         return self._rungs[place.bracket, place.step].is_top(place.trial)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from hpsearch.space import Params
+from hpsearch.space import Params, Value
 from hpsearch.spec import StudySpec
 from hpsearch.study import Acknowledgement, Border, Event, NewStage, Preflight, Stage, Study, StudyState, Worker
 from hpsearch.trial import (
     Attempt,
+    Climbs,
     Decision,
     HeldTrial,
     Lease,
@@ -42,6 +43,7 @@ class TrialQuery:
         states: only these; empty means all.
         verdict: only trials that have this verdict, by its name.
         within: only trials whose ``value`` or ``params.NAME`` lies between two numbers, both included, for each given.
+        among: only trials whose ``params.NAME`` is one of some choices, for each given.
         every: only trials whose number is a multiple of this, at least 1: a sample that is the same each time.
         sort: one of :data:`SORT_KEYS` or ``params.NAME``, with ``-`` in front for falling order. Trials without
             the key come last either way; ties go by number.
@@ -53,6 +55,7 @@ class TrialQuery:
     states: tuple[TrialState, ...] = ()
     verdict: str | None = None
     within: tuple[tuple[str, float, float], ...] = ()
+    among: tuple[tuple[str, tuple[Value, ...]], ...] = ()
     every: int = 1
     sort: str = "number"
     limit: int = 100
@@ -65,6 +68,29 @@ class Page(Generic[T]):
 
     items: list[T]
     next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Trials by columns, as an export of a million of them wants them.
+
+    Attributes:
+        state, verdicts: as text; the names of verdicts with blanks between.
+        started_at, ended_at: microseconds since 1970.
+    """
+
+    number: Sequence[int]
+    stage: Sequence[str]
+    state: Sequence[str]
+    value: Sequence[float | None]
+    step: Sequence[int]
+    reason: Sequence[str | None]
+    n_attempts: Sequence[int]
+    worker: Sequence[str | None]
+    started_at: Sequence[int | None]
+    ended_at: Sequence[int | None]
+    verdicts: Sequence[str]
+    params: Sequence[Params]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +219,10 @@ class Store(Protocol):
         """
         ...
 
+    def n_checks_waiting(self, *, kinds: Iterable[str] | None = None, now: datetime) -> int:
+        """How many studies have checks that :meth:`claim_preflight` would give to a worker; of all kinds for None."""
+        ...
+
     # -- stages -----------------------------------------------------------------------------------------------
 
     def stages(self, study_id: int) -> list[Stage]:
@@ -250,8 +280,19 @@ class Store(Protocol):
 
     # -- trials -----------------------------------------------------------------------------------------------
 
-    def add_trials(self, stage_id: int, first_number: int, params: Sequence[Params], *, now: datetime) -> bool:
+    def add_trials(
+        self,
+        stage_id: int,
+        first_number: int,
+        params: Sequence[Params],
+        *,
+        now: datetime,
+        behind: Sequence[int] | None = None,
+    ) -> bool:
         """Create queued trials numbered from ``first_number``.
+
+        ``behind`` says how many epochs each has behind it, where it goes on from a trial of the parent stage (None: 0).
+        They count as trained by it only if the first step that it reports is one of them: then it was trained anew.
 
         Returns:
             False, changing nothing, unless ``first_number`` is the study's next number, the stage is running and
@@ -267,6 +308,14 @@ class Store(Protocol):
 
     def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
         """A page of trials. Raises InvalidInput for an unknown sort key or a cursor of another query."""
+        ...
+
+    def table(self, study_id: int, query: TrialQuery) -> tuple[Table, str | None]:
+        """A page of trials as :meth:`trials` gives it, by columns, and the cursor that continues after them."""
+        ...
+
+    def n_by_step(self, study_id: int, stage: str, state: TrialState) -> dict[int, int]:
+        """Last step → how many trials of a stage that are in a state have it."""
         ...
 
     def trial(self, study_id: int, number: int) -> Trial:
@@ -311,6 +360,16 @@ class Store(Protocol):
         report without a lease changes nothing. A step reported twice keeps the later metrics; several reports of one
         token in one call are taken in order. The first step that a later attempt reports drops the steps behind it:
         they belong to a curve that was given up. A lease past its expiry that nobody has reaped is renewed.
+        """
+        ...
+
+    def report_at_rungs(
+        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+    ) -> tuple[list[Decision], list[list[RungEntry]]]:
+        """Like :meth:`report`, and keep what the reports say of rungs, as :meth:`record_rungs` does.
+
+        Returns:
+            the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
         """
         ...
 

@@ -121,7 +121,7 @@ class Stage:
         index: from 0 within the study.
         n_created: how many of its ``n_trials`` planned trials have been created.
         counts: how many trials are in each state (those added from outside included).
-        n_epochs: epochs that its ended trials trained, the last step of each summed.
+        n_epochs: epochs that its ended trials trained: the last step of each, but for what it had behind it, summed.
         plan, extension, exclude, watched, reason: as in :class:`NewStage`.
     """
 

@@ -178,6 +178,31 @@ class RungEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Climb:
+    """What a report says of a rung: to be kept with the report, if its lease holds.
+
+    Attributes:
+        token: of the report.
+        value: the metric, or what the rule made of it; None if it is not finite.
+        before: the last step of the trial that ``value`` takes for granted; it is kept only if that is so. None: any.
+    """
+
+    token: str
+    place: RungPlace
+    value: float | None
+    before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Climbs:
+    """What reports say of the rungs of one stage. ``after``: the last ``seq`` that is known of them."""
+
+    stage_id: int
+    after: int
+    climbs: tuple[Climb, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How a trial ended. ``value`` None: the metric of the last report is taken.
 

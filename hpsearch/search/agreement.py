@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, rankdata
+import scipy
 
 from hpsearch.search.ranking import params_key
 from hpsearch.spec import Metric
@@ -107,8 +107,8 @@ def compare(
     sign = 1.0 if metric.direction == "maximize" else -1.0
     known = np.isfinite(early)
     n = int(known.sum())
-    first = rankdata(sign * early[known])
-    second = rankdata(np.where(np.isfinite(late[known]), sign * late[known], -math.inf))
+    first = scipy.stats.rankdata(sign * early[known])
+    second = scipy.stats.rankdata(np.where(np.isfinite(late[known]), sign * late[known], -math.inf))
     k = min(n, top or math.ceil(math.sqrt(n)))
     spearman = None
     if n >= 3 and np.ptp(first) > 0 and np.ptp(second) > 0:
@@ -136,7 +136,7 @@ def _interval(spearman: float, n: int) -> tuple[float, float]:
     """
     most = 1 - 12 / (n * (n * n - 1))
     r = max(-most, min(most, spearman))
-    reach = float(norm.ppf((1 + COVERAGE) / 2)) * math.sqrt((1 + r * r / 2) / (n - 3))
+    reach = float(scipy.stats.norm.ppf((1 + COVERAGE) / 2)) * math.sqrt((1 + r * r / 2) / (n - 3))
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from scipy.special import log_ndtr
-from scipy.stats import chi2, t
 
 from hpsearch.search.ranking import params_key, ranked
 from hpsearch.space import Params
@@ -95,7 +95,7 @@ def finalists(trials: Sequence[Trial], metric: Metric, *, parent: Sequence[Trial
     for key, chance in zip(keys, chances, strict=True):
         error = None if deviation is None else deviation / math.sqrt(len(values[key]))
         value = selected.get(key)
-        reach = None if error is None else error * float(t.ppf((1 + COVERAGE) / 2, df))
+        reach = None if error is None else error * float(scipy.stats.t.ppf((1 + COVERAGE) / 2, df))
         found.append(
             Finalist(
                 params=groups[key][0].params,
@@ -139,7 +139,7 @@ def probabilities_best(means: Sequence[float], n: Sequence[int], deviation: floa
     if deviation == 0 or len(centres) == 1:
         top = centres == centres.max()
         return [float(p) for p in top / top.sum()]
-    sigmas = deviation * np.sqrt(df / chi2.ppf((1 + SIGMAS) / 2, df))
+    sigmas = deviation * np.sqrt(df / scipy.stats.chi2.ppf((1 + SIGMAS) / 2, df))
     total = np.zeros(len(centres))
     for sigma, weight in zip(sigmas, WEIGHTS, strict=True):
         errors = sigma / np.sqrt(counts)

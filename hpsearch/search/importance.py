@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import beta, rankdata
+import scipy
 
 from hpsearch.spec import Metric
 from hpsearch.trial import Trial, TrialState
@@ -64,9 +64,9 @@ def importance(units: np.ndarray, standings: np.ndarray) -> tuple[float, float]:
         the share in [0, 1] and the p-value in [0, 1]; 0 and 1 where nothing varies, or with fewer than four trials.
     """
     n = len(units)
-    ranks = rankdata(units)
+    ranks = scipy.stats.rankdata(units)
     order = min(ORDER, len(np.unique(ranks)) - 1, n - 3)
-    scores = -np.log1p(-rankdata(standings) / (n + 1)) if n else np.empty(0)
+    scores = -np.log1p(-scipy.stats.rankdata(standings) / (n + 1)) if n else np.empty(0)
     if order < 1 or scores.min() == scores.max():
         return 0.0, 1.0
     scores -= scores.mean()
@@ -74,4 +74,4 @@ def importance(units: np.ndarray, standings: np.ndarray) -> tuple[float, float]:
     basis = np.cos(np.pi * np.outer(places, np.arange(order + 1)))
     parts = np.linalg.qr(basis)[0][:, 1:].T @ scores
     share = min(1.0, float(parts @ parts / (scores @ scores)))
-    return share, float(beta.sf(share, order / 2, (n - 1 - order) / 2))
+    return share, float(scipy.stats.beta.sf(share, order / 2, (n - 1 - order) / 2))

@@ -13,15 +13,25 @@ from hpsearch.trial import Trial, TrialState
 
 def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
     """Completed trials with a finite value, best first; equal values by number."""
-    sign = -1.0 if metric.direction == "maximize" else 1.0
     done = [t for t in trials if t.state is TrialState.COMPLETED and t.value is not None and math.isfinite(t.value)]
-    return sorted(done, key=lambda t: (sign * (t.value or 0.0), t.number))
+    return sorted(done, key=lambda t: rank(t, metric))
+
+
+def rank(trial: Trial, metric: Metric) -> tuple[float, int]:
+    """What completed trials are ordered by, the best first."""
+    value = trial.value or 0.0
+    return (-value if metric.direction == "maximize" else value), trial.number
 
 
 def finalist_params(trials: Iterable[Trial], metric: Metric, top: int) -> list[Params]:
     """Params of the best ``top`` completed trials (fewer if there are fewer), each set of params once."""
+    return first_params(ranked(trials, metric), top)
+
+
+def first_params(trials: Iterable[Trial], top: int) -> list[Params]:
+    """The first ``top`` different sets of params, at least 1; no more trials are taken than that needs."""
     chosen: dict[str, Params] = {}
-    for trial in ranked(trials, metric):
+    for trial in trials:
         chosen.setdefault(params_key(trial.params), trial.params)
         if len(chosen) == top:
             break

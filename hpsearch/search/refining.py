@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import hypergeom
+import scipy
 
 from hpsearch.search.importance import importance, standing
 from hpsearch.search.scale import from_unit, to_unit
@@ -243,7 +243,7 @@ def _chosen(name: str, param: CategoricalParam, index: np.ndarray, best: np.ndar
     total = np.bincount(index, minlength=len(param.choices))
     hits = np.bincount(index[best], minlength=len(param.choices))
     shunned = np.nonzero((hits == 0) & (total > 0))[0]
-    chances = sorted((float(hypergeom.pmf(0, n, int(total[i]), k)), int(i)) for i in shunned)
+    chances = sorted((float(scipy.stats.hypergeom.pmf(0, n, int(total[i]), k)), int(i)) for i in shunned)
     n_tried = int((total > 0).sum())
     smallest = min(1.0, n_tried * chances[0][0]) if chances else None
     if smallest is None or smallest > error:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
-from hpsearch.methods import Asha, EarlyStopping, Halving, Hyperband, NoStopping, Patience, Threshold
+from hpsearch.methods import Asha, EarlyStopping, Halving, Hyperband, Patience, Threshold
 from hpsearch.trial import Trial, TrialState
 
 Key = tuple[float, int]
@@ -72,6 +72,9 @@ class Rung:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def __contains__(self, trial: int) -> bool:
+        return trial in self._keys
 
     @property
     def n_top(self) -> int:
@@ -166,6 +169,9 @@ class Means:
         self._of: dict[int, float] = {}
         self._all: list[float] = []
 
+    def __contains__(self, trial: int) -> bool:
+        return trial in self._of
+
     def add(self, trial: int, mean: float) -> None:
         """A trial came here; the first mean that it had counts."""
         if trial not in self._of:
@@ -253,13 +259,20 @@ def count_rungs(rule: EarlyStopping, trials: Iterable[Trial], epochs: int) -> li
     return counts
 
 
-def saved_epochs(rule: EarlyStopping, trials: Sequence[Trial], epochs: int) -> int:
-    """Epochs that a stage's stopped trials would have trained beyond where they ended; 0 without a rule."""
-    if isinstance(rule, NoStopping):
-        return 0
-    return sum(epochs - t.step for t in trials if _stopped_early(rule, t, epochs))
+def saved_epochs(n_by_step: Mapping[int, int], epochs: int) -> int:
+    """Epochs that the trials that a rule stopped would have trained beyond where they ended.
+
+    Args:
+        n_by_step: last step → number of trials of the stage in the state of :func:`stopped_as`.
+        epochs: what the stage trains.
+    """
+    return sum(n * (epochs - step) for step, n in n_by_step.items() if 0 < step < epochs)
+
+
+def stopped_as(rule: EarlyStopping) -> TrialState:
+    """The state of trials that a rule stops: those that ``patience`` ends have trained as far as they get."""
+    return TrialState.COMPLETED if isinstance(rule, Patience) else TrialState.PRUNED
 
 
 def _stopped_early(rule: EarlyStopping, trial: Trial, epochs: int) -> bool:
-    ended = TrialState.COMPLETED if isinstance(rule, Patience) else TrialState.PRUNED
-    return trial.state is ended and 0 < trial.step < epochs
+    return trial.state is stopped_as(rule) and 0 < trial.step < epochs

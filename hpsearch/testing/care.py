@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from hpsearch.errors import NotFound
-from hpsearch.study import Acknowledgement, Border, Preflight, PreflightStatus, Study, StudyState
+from hpsearch.study import Acknowledgement, Border, Event, Preflight, PreflightStatus, Study, StudyState
 from hpsearch.testing.kept import Kept
 
 
@@ -34,18 +34,28 @@ class Care:
     ) -> tuple[Study, str] | None:
         """See Store."""
         with self._lock:
-            for kept in self._kept.values():
-                before = kept.preflight
-                expired = before.expires_at is not None and before.expires_at <= now
-                waits = before.status is PreflightStatus.WAITING or (
-                    before.status is PreflightStatus.RUNNING and (expired or before.worker == worker)
-                )
-                mine = kept.study.spec.objective.kind in set(kinds)
-                if kept.study.state is StudyState.PREFLIGHT and waits and mine:
-                    token = f"preflight-{self._next_id()}"
-                    kept.preflight = Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl)
-                    return kept.study, token
+            for kept in self._waiting_for_checks(worker, kinds, now):
+                token = f"preflight-{self._next_id()}"
+                kept.preflight = Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl)
+                return kept.study, token
             return None
+
+    def n_checks_waiting(self, *, kinds: Iterable[str] | None = None, now: datetime) -> int:
+        """See Store."""
+        with self._lock:
+            return sum(1 for _ in self._waiting_for_checks(None, kinds, now))
+
+    def _waiting_for_checks(self, worker: str | None, kinds: Iterable[str] | None, now: datetime) -> Iterator[Kept]:
+        wanted = None if kinds is None else set(kinds)
+        for kept in self._kept.values():
+            before = kept.preflight
+            expired = before.expires_at is not None and before.expires_at <= now
+            waits = before.status is PreflightStatus.WAITING or (
+                before.status is PreflightStatus.RUNNING and (expired or before.worker == worker)
+            )
+            mine = wanted is None or kept.study.spec.objective.kind in wanted
+            if kept.study.state is StudyState.PREFLIGHT and waits and mine:
+                yield kept
 
     def finish_preflight(
         self, study_id: int, token: str, checks: Sequence[dict[str, Any]], *, failure: str | None, now: datetime
@@ -95,6 +105,18 @@ class Care:
             if before is None:
                 self._of(study_id).log("test", dict(reading), now)
             return before or dict(reading)
+
+    # -- the log ----------------------------------------------------------------------------------------------
+
+    def events(self, study_id: int, *, after: int, limit: int) -> list[Event]:
+        """See Store."""
+        with self._lock:
+            return self._of(study_id).events[max(after, 0) :][:limit]
+
+    def last_event(self, study_id: int) -> int:
+        """See Store."""
+        with self._lock:
+            return len(self._of(study_id).events)
 
     def _of(self, study_id: int) -> Kept:
         if study_id not in self._kept:

@@ -40,6 +40,7 @@ class Kept:
     stages: list[Stage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     planned: set[int] = field(default_factory=set)
+    behind: dict[int, int] = field(default_factory=dict)
     tries: dict[int, list[Try]] = field(default_factory=dict)
     n_lost: dict[int, int] = field(default_factory=dict)
     metrics: dict[int, dict[int, dict[str, float]]] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Kept:
         """A stage with its counts."""
         mine = [t for t in self.trials if t.stage == stage.name]
         counts = {state: sum(t.state is state for t in mine) for state in TrialState}
-        n_epochs = sum(t.step for t in mine if t.state.is_finished)
+        n_epochs = sum(max(t.step - self.behind.get(t.number, 0), 0) for t in mine if t.state.is_finished)
         n_created = sum(t.number in self.planned for t in mine)
         return replace(stage, counts=counts, n_created=n_created, n_epochs=n_epochs)
 

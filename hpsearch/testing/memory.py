@@ -10,7 +10,7 @@ from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
 from hpsearch.store import Page, TrialQuery, WorkerHello
-from hpsearch.study import Event, NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
+from hpsearch.study import NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
 from hpsearch.testing.rungs import Rungs
@@ -216,7 +216,15 @@ class MemoryStore(Rungs):
 
     # -- trials -----------------------------------------------------------------------------------------------
 
-    def add_trials(self, stage_id: int, first_number: int, params: Sequence[Params], *, now: datetime) -> bool:
+    def add_trials(
+        self,
+        stage_id: int,
+        first_number: int,
+        params: Sequence[Params],
+        *,
+        now: datetime,
+        behind: Sequence[int] | None = None,
+    ) -> bool:
         """See Store."""
         with self._lock:
             found = self._stage(stage_id)
@@ -227,7 +235,8 @@ class MemoryStore(Rungs):
             running = stage.state is StageState.RUNNING
             if not running or first_number != kept.study.next_number or len(params) > room:
                 return False
-            for each in params:
+            for i, each in enumerate(params):
+                kept.behind[len(kept.trials)] = behind[i] if behind else 0
                 kept.planned.add(len(kept.trials))
                 kept.trials.append(new_trial(len(kept.trials), stage.name, TrialState.QUEUED, each, now))
             kept.study = replace(kept.study, next_number=len(kept.trials))
@@ -381,6 +390,8 @@ class MemoryStore(Rungs):
             kept = self._kept[item.study_id]
             steps = kept.metrics.setdefault(item.trial, {})
             if item.step is None:
+                if 0 < report.step <= kept.behind.get(item.trial, 0):
+                    kept.behind[item.trial] = 0
                 for step in [s for s in steps if s > report.step]:
                     del steps[step]
             item.step = report.step if item.step is None else max(item.step, report.step)
@@ -464,16 +475,6 @@ class MemoryStore(Rungs):
         kept.put(trial, now)
 
     # -- the log, the workers, the store itself ---------------------------------------------------------------
-
-    def events(self, study_id: int, *, after: int, limit: int) -> list[Event]:
-        """See Store."""
-        with self._lock:
-            return self._of(study_id).events[max(after, 0) :][:limit]
-
-    def last_event(self, study_id: int) -> int:
-        """See Store."""
-        with self._lock:
-            return len(self._of(study_id).events)
 
     def workers(self) -> list[Worker]:
         """See Store."""

@@ -36,9 +36,12 @@ def page_of_trials(study: Study, stages: list[str], trials: Sequence[Trial], que
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     key = _key(name, study, stages)
     ranges = [(_key(of, study, stages), low, high) for of, low, high in query.within]
+    choices = [(_param_of(of, study), [_param_key(choice) for choice in given]) for of, given in query.among]
     chosen = [t for t in trials if _matches(t, query) and all(_lies(of(t), low, high) for of, low, high in ranges)]
+    chosen = [t for t in chosen if all(of(t) in keys for of, keys in choices)]
     chosen = _sorted(chosen, key, falling=falling)
-    mark = repr((study.id, query.stage, sorted(query.states), query.verdict, query.within, query.every, query.sort))
+    asked = (query.stage, sorted(query.states), query.verdict, query.within, query.among, query.every, query.sort)
+    mark = repr((study.id, *asked))
     if query.after is not None:
         last_key, number = _last(query.after, mark)
         chosen = [t for t in chosen if _is_behind(key(t), t.number, last_key, number, falling=falling)]
@@ -77,6 +80,12 @@ def _key(name: str, study: Study, stages: list[str]) -> Callable[[Trial], _Key]:
     if name not in known:
         raise InvalidInput(unknown(name, known, what="sort key"))
     return lambda trial: _param_key(trial.params.get(name.removeprefix("params.")))
+
+
+def _param_of(name: str, study: Study) -> Callable[[Trial], _Key]:
+    if name in SORT_KEYS:
+        raise InvalidInput(f"trials have no choices of {name}: give params.NAME")
+    return _key(name, study, [])
 
 
 def _param_key(value: Any) -> _Key:

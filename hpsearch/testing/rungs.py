@@ -3,19 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from datetime import datetime
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
+from hpsearch.store import Page, Table, TrialQuery
 from hpsearch.study import Stage, StageState
 from hpsearch.testing.care import Care
 from hpsearch.testing.kept import Kept
-from hpsearch.trial import RungEntry, RungPlace, TrialState
+from hpsearch.trial import Climbs, Decision, Report, RungEntry, RungPlace, Trial, TrialState
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Rungs(Care):
-    """What trials had at rungs, and promotion."""
+    """What trials had at rungs, and promotion; trials by columns and by steps."""
+
+    def report_at_rungs(
+        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+    ) -> tuple[list[Decision], list[list[RungEntry]]]:
+        """See Store."""
+        with self._lock:
+            decisions = self.report(worker, reports, now=now, ttl=ttl)
+            last = {d.token: d.place.step for d in decisions if d.place is not None}
+            entries = []
+            for each in climbs:
+                values: dict[RungPlace, float | None] = {}
+                for climb in each.climbs:
+                    if climb.token in last and climb.before in (None, last[climb.token]):
+                        values.setdefault(climb.place, climb.value)
+                entries.append(self.record_rungs(each.stage_id, values, after=each.after))
+            return decisions, entries
+
+    @abstractmethod
+    def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
+        """See Store."""
+
+    def table(self, study_id: int, query: TrialQuery) -> tuple[Table, str | None]:
+        """See Store."""
+        page = self.trials(study_id, query)
+        columns = {f.name: [getattr(trial, f.name) for trial in page.items] for f in fields(Table)}
+        for name in ("started_at", "ended_at"):
+            columns[name] = [None if at is None else (at - _EPOCH) // timedelta(microseconds=1) for at in columns[name]]
+        columns["state"] = [state.value for state in columns["state"]]
+        columns["verdicts"] = [" ".join(v["name"] for v in verdicts) for verdicts in columns["verdicts"]]
+        return Table(**columns), page.next
+
+    def n_by_step(self, study_id: int, stage: str, state: TrialState) -> dict[int, int]:
+        """See Store."""
+        with self._lock:
+            return dict(Counter(t.step for t in self._of(study_id).trials if (t.stage, t.state) == (stage, state)))
+
+    @abstractmethod
+    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
+        """See Store."""
 
     def record_rungs(self, stage_id: int, values: Mapping[RungPlace, float | None], *, after: int) -> list[RungEntry]:
         """See Store."""

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, update
 
@@ -36,6 +36,33 @@ class AttemptRow:
     trial: TrialRow
 
 
+class Reporting(NamedTuple):
+    """What is read of an attempt that is reported on.
+
+    Attributes:
+        trial, trial_step, behind: number of its trial, its last step, and what it has behind it.
+    """
+
+    id: int
+    trial_id: int
+    study_id: int
+    number: int
+    token: str
+    state: AttemptState
+    step: int | None
+    reason: str | None
+    trial: int
+    trial_step: int
+    behind: int
+    stage: str
+    study: str
+
+    @property
+    def last_step(self) -> int:
+        """The last step of the trial. While the attempt is locked nobody else changes it."""
+        return self.trial_step if self.step is None else self.step
+
+
 _OWN = [field.name for field in fields(AttemptRow)][:-1]
 _ROWS = f"""SELECT {", ".join(f"attempts.{name}" for name in _OWN)}, {trials.COLUMNS} FROM attempts
     JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id"""
@@ -43,6 +70,15 @@ _STUDIES_OF_WORKER = Statement("SELECT DISTINCT study_id FROM attempts WHERE wor
 _BY_TOKEN = Statement(f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id")
 _LOCKED_BY_TOKEN = Statement(
     f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id FOR NO KEY UPDATE OF attempts"
+)
+# Studies are locked first, row by row, and rows come in the order of studies: the order of all other transactions.
+_REPORTING = Statement(
+    """SELECT attempts.id, attempts.trial_id, attempts.study_id, attempts.number, attempts.token, attempts.state,
+    attempts.step, attempts.reason, trials.number, trials.step, trials.behind, stages.name, studies.name
+    FROM attempts JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id
+    JOIN studies ON studies.id = attempts.study_id
+    WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.study_id, attempts.id
+    FOR SHARE OF studies FOR NO KEY UPDATE OF attempts"""
 )
 _OF_WORKER = Statement(f"{_ROWS} WHERE attempts.worker = %s AND attempts.state = 'running' ORDER BY attempts.id")
 _EXPIRED = Statement(f"{_ROWS} WHERE attempts.state = 'running' AND attempts.expires_at <= %s ORDER BY attempts.id")
@@ -74,6 +110,9 @@ _END = Statement(
 )
 
 
+_STATES = {state.value: state for state in AttemptState}
+
+
 def studies_of_worker(connection: Connection, worker: str) -> set[int]:
     """Ids of the studies that a worker holds trials of. Nothing is locked."""
     return {row[0] for row in _STUDIES_OF_WORKER.rows(connection, check_text(worker))}
@@ -81,7 +120,7 @@ def studies_of_worker(connection: Connection, worker: str) -> set[int]:
 
 def studies_of_expired(connection: Connection, now: datetime) -> set[int]:
     """Ids of the studies that have expired leases. Nothing is locked."""
-    query = select(_attempts.study_id).where(_attempts.state == AttemptState.RUNNING, _attempts.expires_at <= now)
+    query = select(_attempts.study_id).where(tables.HELD, _attempts.expires_at <= now)
     return set(connection.scalars(query.distinct()))
 
 
@@ -99,6 +138,13 @@ def expired(connection: Connection, now: datetime) -> list[AttemptRow]:
 def by_token(connection: Connection, tokens: Iterable[str]) -> dict[str, AttemptRow]:
     """Token → attempt, for those that exist. The attempts are locked, in the order of their ids."""
     return _by_token(connection, _LOCKED_BY_TOKEN, tokens)
+
+
+def reporting(connection: Connection, tokens: Iterable[str]) -> dict[str, Reporting]:
+    """Token → attempt, for those that exist. They are locked, and their studies are, shared with other reports."""
+    wanted = sorted({check_text(token) for token in tokens})
+    rows = _REPORTING.rows(connection, wanted) if wanted else []
+    return {row[4]: Reporting(*row)._replace(state=_STATES[row[5]]) for row in rows}
 
 
 def peek(connection: Connection, tokens: Iterable[str]) -> dict[str, AttemptRow]:
@@ -181,7 +227,7 @@ def cancel_all(connection: Connection, study_id: int, *, reason: str | None, now
     """End the running attempts at a study's trials."""
     connection.execute(
         update(tables.attempts)
-        .where(_attempts.study_id == study_id, _attempts.state == AttemptState.RUNNING)
+        .where(_attempts.study_id == study_id, tables.HELD)
         .values(state=AttemptState.CANCELLED, reason=reason, ended_at=now)
     )
 

@@ -20,7 +20,7 @@ RULES: dict[str, str] = {
         for state in TrialState
     ),
     "a stage counts other epochs than its ended trials trained": f"""SELECT study_id, name FROM stages
-        WHERE n_epochs <> (SELECT coalesce(sum(step), 0) FROM trials
+        WHERE n_epochs <> (SELECT coalesce(sum(CASE WHEN step > behind THEN step - behind ELSE 0 END), 0) FROM trials
             WHERE trials.stage_id = stages.id AND trials.state IN {_ENDED})""",
     "the numbers of trials have a gap": """SELECT id, name FROM studies
         WHERE next_number <> (SELECT count(*) FROM trials WHERE study_id = studies.id)

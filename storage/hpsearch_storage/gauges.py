@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from hpsearch.study import StageState, StudyState
-from hpsearch.trial import AttemptState, TrialState
+from hpsearch.trial import TrialState
 from hpsearch_storage import tables
 
 MOST = 100
@@ -70,7 +70,7 @@ def read(connection: Connection) -> Gauges:
     ).all()
     by_stage = _sums(connection, [row.id for row in found])
     running = _running_steps(connection, [row.id for row in found])
-    held = select(_attempt.worker, func.count().label("n")).where(_attempt.state == AttemptState.RUNNING)
+    held = select(_attempt.worker, func.count().label("n")).where(tables.HELD)
     held = held.group_by(_attempt.worker).order_by(func.count().desc(), _attempt.worker)
     workers = connection.execute(held).all()
     return Gauges(
@@ -97,5 +97,6 @@ def _sums(connection: Connection, study_ids: Sequence[int]) -> dict[int, tuple[i
 
 def _running_steps(connection: Connection, study_ids: Sequence[int]) -> dict[int, int]:
     of_them = (_trial.study_id.in_(study_ids), _trial.state == TrialState.RUNNING)
-    query = select(_trial.study_id, func.sum(_trial.step).label("n")).where(*of_them).group_by(_trial.study_id)
+    trained = case((_trial.step > _trial.behind, _trial.step - _trial.behind), else_=0)
+    query = select(_trial.study_id, func.sum(trained).label("n")).where(*of_them).group_by(_trial.study_id)
     return {row.study_id: int(row.n) for row in connection.execute(query)}

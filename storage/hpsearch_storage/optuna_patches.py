@@ -250,7 +250,9 @@ def _write(connection: Connection, writing: Writing, patch: Patch, *, now: datet
         return None
     if new.state is not old.state:
         _let_go(connection, new, now=now)
-        stages.count(connection, new.stage_id, {old.state: -1, new.state: 1}, n_epochs=new.step * new.state.is_finished)
+        stages.count(
+            connection, new.stage_id, {old.state: -1, new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished
+        )
     return events.append(connection, new.study_id, [new.entry()], now=now)
 
 
@@ -295,7 +297,7 @@ def create(
     started = now if template is None else started
     ended = (ended or now) if state.is_finished else None
     row = TrialRow(
-        0, study_id, stage_id, stage, number, state, {}, None, 0, None, 0, 0, None, now, started, ended, None
+        0, study_id, stage_id, stage, number, state, {}, None, 0, None, 0, 0, None, now, started, ended, None, 0
     )
     row = _insert(connection, row)
     document: dict[str, Any] = {"params": [], "user": given.get("user", {}), "system": given.get("system", {})}
@@ -314,7 +316,7 @@ def create(
     new = writing.new
     if new is not row:
         _set_trial(connection, new)
-    stages.count(connection, new.stage_id, {new.state: 1}, n_epochs=new.step * new.state.is_finished)
+    stages.count(connection, new.stage_id, {new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished)
     entries = [] if new.state is TrialState.QUEUED else [new.entry()]
     event = events.append(connection, study_id, entries, now=now) or None
     return {"trial": row.id, "number": row.number, "at": to_micros(now), "event": event}

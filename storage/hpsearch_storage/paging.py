@@ -11,19 +11,33 @@ import binascii
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, Text, and_, case, cast, func, or_, select, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Row,
+    Text,
+    and_,
+    case,
+    cast,
+    false,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
 from sqlalchemy.dialects.postgresql import JSON
 
 from hpsearch.document import unknown
 from hpsearch.errors import InvalidInput
 from hpsearch.space import Space
-from hpsearch.store import SORT_KEYS, Page, TrialQuery
+from hpsearch.store import SORT_KEYS, Page, Table, TrialQuery
 from hpsearch.trial import Trial
 from hpsearch_storage import stages, studies, tables, trials
-from hpsearch_storage.codec import MAX_WHOLE, encode
+from hpsearch_storage.codec import MAX_WHOLE, decode, encode
 from hpsearch_storage.columns import Whole, Words
 from hpsearch_storage.dialects import is_postgres
 
@@ -51,24 +65,46 @@ class Position:
     number: int
 
 
+Raw = Sequence[tuple[Any, ...]]
+
+
 def page(connection: Connection, study_id: int, query: TrialQuery) -> Page[Trial]:
     """A page of a study's trials. Raises NotFound, InvalidInput."""
+    rows, cursor = _page(connection, study_id, query)
+    return Page([trials.of_values(*row).shown() for row in rows], cursor)
+
+
+def table(connection: Connection, study_id: int, query: TrialQuery) -> tuple[Table, str | None]:
+    """The same by columns, and the cursor that continues after them."""
+    rows, cursor = _page(connection, study_id, query)
+    found = dict(zip(trials.FIELDS, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(trials.FIELDS, ())
+    verdicts = ["" if text is None else " ".join(v["name"] for v in decode(text)) for text in found["verdicts"]]
+    params = [decode(text) for text in found["params"]]
+    plain = (field.name for field in fields(Table) if field.name not in ("verdicts", "params"))
+    return Table(**{name: found[name] for name in plain}, verdicts=verdicts, params=params), cursor
+
+
+def _page(connection: Connection, study_id: int, query: TrialQuery) -> tuple[Raw, str | None]:
+    """Values of trials, as the database keeps them, and the cursor that continues after them."""
     limit = check_limit(query.limit)
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     space = studies.document(connection, study_id).space
     parts = _parts(connection, name, space)
-    where = _filter(connection, study_id, query) + _within(connection, query, space)
+    where = _filter(connection, study_id, query)
+    where += _within(connection, query, space) + _among(connection, query, space)
     mark = _fingerprint(study_id, query)
     position = _position(query.after, mark, parts)
-    found: list[tuple[Position, Trial]] = []
+    n = len(trials.FIELDS)
+    found: list[tuple[int, Row[Any]]] = []
     for i in range(position.part if position else 0, len(parts)):
         after = position if position and position.part == i else None
-        found += _read(connection, parts, i, where, after, falling=falling, limit=limit + 1 - len(found))
+        rows = _read(connection, parts, i, where, after, falling=falling, limit=limit + 1 - len(found))
+        found += [(i, row) for row in rows]
         if len(found) > limit:
-            last = found[limit - 1][0]
-            cursor = encode_cursor([mark, last.part, last.key, last.number])
-            return Page([trial for _, trial in found[:limit]], cursor)
-    return Page([trial for _, trial in found], None)
+            part, last = found[limit - 1]
+            key = None if parts[part].key is None else last.sort_key
+            return [row[:n] for _, row in found[:limit]], encode_cursor([mark, part, key, last.number])
+    return [row[:n] for _, row in found], None
 
 
 def check_limit(limit: int) -> int:
@@ -97,7 +133,8 @@ def decode_cursor(text: str, mark: str) -> list[Any]:
 
 
 def _fingerprint(study_id: int, query: TrialQuery) -> str:
-    told = repr((study_id, query.stage, sorted(query.states), query.verdict, query.within, query.every, query.sort))
+    asked = (query.stage, sorted(query.states), query.verdict, query.within, query.among, query.every, query.sort)
+    told = repr((study_id, *asked))
     return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
@@ -135,6 +172,20 @@ def _within(connection: Connection, query: TrialQuery, space: Space) -> list[Col
         if key is None:
             raise InvalidInput(f"trials have no range of {name}: give value or params.NAME")
         where.append(key.between(low, high))
+    return where
+
+
+def _among(connection: Connection, query: TrialQuery, space: Space) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    for name, choices in query.among:
+        if name in SORT_KEYS:
+            raise InvalidInput(f"trials have no choices of {name}: give params.NAME")
+        _parts(connection, name, space)  # knows the names that there are
+        number, text = _param(connection, name.removeprefix("params."))
+        numbers = [c for c in choices if isinstance(c, int | float) and not isinstance(c, bool)]
+        texts = [c if isinstance(c, str) else encode(c) for c in choices if isinstance(c, bool | str | list)]
+        missing = and_(number.is_(None), text.is_(None))
+        where.append(or_(number.in_(numbers), text.in_(texts), missing if None in choices else false()))
     return where
 
 
@@ -187,7 +238,7 @@ def _read(
     *,
     falling: bool,
     limit: int,
-) -> list[tuple[Position, Trial]]:
+) -> Sequence[Row[Any]]:
     part = parts[index]
     by_number = falling and len(parts) == 1 and part.key is None
     query = trials.select_rows().where(*where).limit(limit)
@@ -205,12 +256,7 @@ def _read(
             query = query.where(key <= after.key if falling else key >= after.key)
             beyond = or_(key < after.key if falling else key > after.key, beyond)
         query = query.where(beyond)
-    found = []
-    for row in connection.execute(query):
-        trial = trials.to_row(row).shown()
-        key_value = row.sort_key if part.key is not None else None
-        found.append((Position(index, key_value, trial.number), trial))
-    return found
+    return connection.execute(query).all()
 
 
 def _like(verdict: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, update
 from hpsearch.errors import NotFound
 from hpsearch.study import Preflight, PreflightStatus, Study, StudyState
 from hpsearch_storage import studies, tables
-from hpsearch_storage.codec import from_micros, to_micros
+from hpsearch_storage.codec import check_text, from_micros, to_micros
 
 _studies = tables.studies.c
 
@@ -41,6 +41,14 @@ def claim(
         write(connection, study_id, Preflight(PreflightStatus.RUNNING, (), worker, token, now + ttl))
         return study, token
     return None
+
+
+def n_waiting(connection: Connection, kinds: Iterable[str] | None, *, now: datetime) -> int:
+    """How many studies of these kinds have checks that wait for a worker."""
+    query = select(_studies.preflight).where(_studies.state == StudyState.PREFLIGHT)
+    if kinds is not None:
+        query = query.where(_studies.kind.in_(sorted({check_text(kind) for kind in kinds})))
+    return sum(_is_open(_decode(value), "", now) for value in connection.scalars(query))
 
 
 def _is_open(preflight: Preflight, worker: str, now: datetime) -> bool:

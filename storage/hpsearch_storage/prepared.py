@@ -1,7 +1,8 @@
 """SQL that is written out, for the few statements that every report and every result needs.
 
 Building a statement from expressions, and having each value converted by its column's type, takes SQLAlchemy several
-times as long as the database takes to run it. What is here takes and gives the values as the database keeps them.
+times as long as the database takes to run it. What is here goes to the driver as it is, and takes and gives the values
+as the database keeps them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    import psycopg
 
 Rows = Sequence[tuple[Any, ...]]
 Change = tuple["Bulk", Rows]
@@ -21,6 +26,7 @@ Change = tuple["Bulk", Rows]
 
 _LIST = re.compile(r"= ANY \(%s::\w+\[\]\)")
 _LOCK = re.compile(r" FOR (NO KEY UPDATE|SHARE)( OF \w+)?( SKIP LOCKED)?")
+_QUOTED = str.maketrans({'"': '\\"', "\\": "\\\\"})
 
 
 class Statement:
@@ -38,13 +44,13 @@ class Statement:
     def rows(self, connection: Connection, *values: Any) -> Rows:
         """Run it and read all of its rows; a list stands for the values of ``ANY``."""
         if connection.dialect.name == "postgresql":
-            return connection.exec_driver_sql(self._postgres, values).all()
+            return _postgres(connection, self._postgres, values).fetchall()
         return _sqlite(connection).execute(self._sqlite, _sqlite_values(values)).fetchall()
 
     def run(self, connection: Connection, *values: Any) -> int:
         """Run it; returns how many rows it changed."""
         if connection.dialect.name == "postgresql":
-            return connection.exec_driver_sql(self._postgres, values).rowcount
+            return _postgres(connection, self._postgres, values).rowcount
         return _sqlite(connection).execute(self._sqlite, _sqlite_values(values)).rowcount
 
 
@@ -57,8 +63,30 @@ def _sqlite_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(json.dumps(value) if isinstance(value, list) else value for value in values)
 
 
+def _postgres(connection: Connection, text: str, values: tuple[Any, ...]) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Run a statement by the driver; its errors are raised as SQLAlchemy raises them, broken connections let go."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        found: psycopg.Cursor[tuple[Any, ...]] = driver.execute(text, [_postgres_value(value) for value in values])
+    except connection.dialect.loaded_dbapi.Error as error:
+        is_gone = connection.dialect.is_disconnect(error, driver, None)
+        if is_gone:
+            connection.invalidate(error)
+        raise DBAPIError(text, None, error, connection_invalidated=is_gone) from error
+    return found
+
+
+def _postgres_value(value: Any) -> Any:
+    """A list as the text of an array: the driver would look at its items one by one."""
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], str):
+        return "{" + ",".join(f'"{item.translate(_QUOTED)}"' for item in value) + "}"
+    return "{" + ",".join(map(str, value)) + "}"
+
+
 class Bulk:
-    """One change of many rows: on SQLite row after row by the driver, on PostgreSQL one statement over arrays.
+    """One change of many rows: on SQLite row after row by the driver, on PostgreSQL one statement over a JSON text.
 
     Args:
         sqlite: the statement for one row, with ``?``.
@@ -67,13 +95,18 @@ class Bulk:
     """
 
     def __init__(self, *, sqlite: str, postgres: str, types: dict[str, str]) -> None:
-        arrays = ", ".join(f"%s::{kind}[]" for kind in types.values())
+        named = ", ".join(f"{name} {kind}" for name, kind in types.items())
         self.sqlite = " ".join(sqlite.split())
-        self.postgres = " ".join(postgres.split()).format(rows=f"unnest({arrays}) AS given ({', '.join(types)})")
+        self.postgres = " ".join(postgres.split()).format(rows=f"json_to_recordset(%s::json) AS given ({named})")
+        self.names = tuple(types)
 
     def run(self, connection: Connection, rows: Rows) -> None:
         """Change the rows; none is fine."""
         run_together(connection, (self, rows))
+
+    def text(self, rows: Rows) -> str:
+        """Rows as PostgreSQL is given them."""
+        return json.dumps([dict(zip(self.names, row, strict=True)) for row in rows], ensure_ascii=False)
 
 
 def run_together(connection: Connection, *changes: Change) -> None:
@@ -82,8 +115,8 @@ def run_together(connection: Connection, *changes: Change) -> None:
     if not given:
         return
     if connection.dialect.name == "postgresql":
-        columns = tuple(list(column) for _, rows in given for column in zip(*rows, strict=True))
-        connection.exec_driver_sql(_together(tuple(bulk for bulk, _ in given)), columns)
+        statement = _together(tuple(bulk for bulk, _ in given))
+        _postgres(connection, statement, tuple(bulk.text(rows) for bulk, rows in given))
         return
     for bulk, rows in given:
         _sqlite(connection).executemany(bulk.sqlite, rows)

@@ -14,64 +14,77 @@ from hpsearch.trial import (
     RESULT_STATES,
     Action,
     AttemptState,
+    Climbs,
     Decision,
     HeldTrial,
     Outcome,
     Place,
     Report,
     Result,
+    RungPlace,
     TrialState,
 )
-from hpsearch_storage import attempts, metrics, studies, trials
-from hpsearch_storage.attempts import AttemptRow
-from hpsearch_storage.prepared import run_together
+from hpsearch_storage import attempts, metrics, rungs, studies, trials
+from hpsearch_storage.attempts import AttemptRow, Reporting
+from hpsearch_storage.prepared import Change, run_together
 from hpsearch_storage.trials import TrialRow
 
 _LATE = "; a late result came"
 
 
-def report(connection: Connection, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
-    """Keep metrics, renew leases."""
-    tokens = {r.token for r in reports}
-    locked = studies.lock_of_tokens(connection, tokens, shared=True)
-    rows = attempts.by_token(connection, tokens)
+def report(
+    connection: Connection, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+) -> list[Decision]:
+    """Keep metrics and what trials had at rungs, renew leases."""
+    rows = attempts.reporting(connection, {r.token for r in reports})
     held = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
-    _keep_steps(connection, held, [r for r in reports if r.token in held and r.step is not None], now + ttl)
+    run_together(
+        connection,
+        *_steps_to_keep(connection, held, [r for r in reports if r.token in held and r.step is not None], now + ttl),
+        *(_to_record(connection, each, held) for each in sorted(climbs, key=lambda each: each.stage_id)),
+    )
+    places = {token: Place(row.study_id, row.study, row.stage, row.trial, row.last_step) for token, row in held.items()}
     return [
-        Decision(r.token, Action.CONTINUE, place=_place(held[r.token].trial, locked))
+        Decision(r.token, Action.CONTINUE, place=places[r.token])
         if r.token in held
         else Decision(r.token, Action.ABANDON, why_not(rows.get(r.token)))
         for r in reports
     ]
 
 
-def _place(trial: TrialRow, locked: studies.Locked) -> Place:
-    return Place(trial.study_id, locked[trial.study_id].name, trial.stage, trial.number, trial.step)
+def _to_record(connection: Connection, climbs: Climbs, held: dict[str, Reporting]) -> Change:
+    """Keep what the reports of leases that hold say of the rungs of one stage."""
+    values: dict[RungPlace, float | None] = {}
+    for climb in climbs.climbs:
+        row = held.get(climb.token)
+        if row is not None and climb.before in (None, row.last_step):
+            values.setdefault(climb.place, climb.value)
+    return rungs.to_record(connection, climbs.stage_id, values)
 
 
-def _keep_steps(
-    connection: Connection, held: dict[str, AttemptRow], reports: Iterable[Report], expires_at: datetime
-) -> None:
+def _steps_to_keep(
+    connection: Connection, held: dict[str, Reporting], reports: Iterable[Report], expires_at: datetime
+) -> list[Change]:
     """Keep metrics, the last step of each trial and attempt, and renew the leases."""
     steps: dict[tuple[int, int], dict[str, float]] = {}
     last: dict[str, int | None] = {token: row.step for token, row in held.items()}
-    restarted: dict[int, int] = {}
+    begun: dict[str, int] = {}
     for item in reports:
         row, step = held[item.token], item.step or 0
         before = last[item.token]
-        if before is None and row.number > 1:
-            restarted[row.trial_id] = step
+        if before is None:
+            begun[item.token] = step
         last[item.token] = step if before is None else max(before, step)
         steps[row.trial_id, step] = item.metrics
     # What an earlier attempt reported behind the first step of this one belongs to a curve that was given up.
-    metrics.drop_after(connection, restarted)
+    metrics.drop_after(connection, {held[t].trial_id: step for t, step in begun.items() if held[t].number > 1})
+    trials.begin_anew(connection, [held[t].trial_id for t, step in begun.items() if 0 < step <= held[t].behind])
     moved = {token: step for token, step in last.items() if step is not None and step != held[token].step}
-    run_together(
-        connection,
+    return [
         metrics.to_put(steps),
         trials.steps_to_set({held[token].trial_id: step for token, step in moved.items()}),
         attempts.to_renew({held[token].id: step for token, step in last.items()}, expires_at=expires_at),
-    )
+    ]
 
 
 def held(connection: Connection, tokens: Sequence[str]) -> dict[str, HeldTrial]:
@@ -178,7 +191,7 @@ def _locked(connection: Connection, tokens: Sequence[str]) -> tuple[studies.Lock
     return locked, attempts.by_token(connection, tokens)
 
 
-def why_not(row: AttemptRow | None) -> str:
+def why_not(row: AttemptRow | Reporting | None) -> str:
     """Why a token gives no right any more."""
     if row is None:
         return "there is no such lease; its study may have been deleted"

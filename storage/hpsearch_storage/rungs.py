@@ -13,7 +13,8 @@ from sqlalchemy import Connection, bindparam, update
 from hpsearch.study import Stage, StageState
 from hpsearch.trial import RungEntry, RungPlace, TrialState
 from hpsearch_storage import studies, tables, trials
-from hpsearch_storage.prepared import Bulk, Statement
+from hpsearch_storage.codec import check_whole
+from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
 from hpsearch_storage.trials import TrialRow
 
 _rungs = tables.rungs.c
@@ -22,7 +23,7 @@ _AFTER = Statement(f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND seq > 
 _AT = Statement(
     f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND bracket = %s AND step = %s AND trial = ANY (%s::bigint[])"
 )
-_LAST_SEQ = Statement("SELECT coalesce(max(seq), 0) FROM rungs WHERE stage_id = %s")
+_TAKE = Statement("UPDATE stages SET last_rung = last_rung + %s WHERE id = %s RETURNING last_rung")
 _RECORD = Bulk(
     sqlite="""INSERT INTO rungs (stage_id, bracket, step, trial, value, seq, went_on) VALUES (?, ?, ?, ?, ?, ?, 0)
         ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING""",
@@ -45,15 +46,22 @@ def after(connection: Connection, stage_id: int, seq: int) -> list[RungEntry]:
     return [_entry(row) for row in _AFTER.rows(connection, stage_id, seq)]
 
 
-def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> None:
-    """Keep first values. The study is locked, so that who commits first has the lower ``seq``.
+def to_record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> Change:
+    """Keep first values. A place that has its value already leaves a gap among the ``seq``.
 
-    A place that has its value already leaves a gap among the ``seq``.
+    Their numbers come from the stage's row, which stays locked until the transaction ends: who commits first has the
+    lower ``seq``. Nothing is kept of a stage that is not there.
     """
-    first = _last_seq(connection, stage_id) + 1
+    first = _take(connection, stage_id, len(values))
+    if first is None:
+        return _RECORD, []
     finite = {place: v + 0.0 if v is not None and math.isfinite(v) else None for place, v in values.items()}
-    rows = [(stage_id, *place, finite[place], seq) for seq, place in enumerate(sorted(finite), first)]
-    _RECORD.run(connection, rows)
+    return _RECORD, [(stage_id, *place, finite[place], seq) for seq, place in enumerate(sorted(finite), first)]
+
+
+def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> None:
+    """Do what :func:`to_record` does."""
+    run_together(connection, to_record(connection, stage_id, values))
 
 
 def let_on(
@@ -96,7 +104,7 @@ def _at(connection: Connection, stage_id: int, places: Iterable[RungPlace]) -> l
 
 
 def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> None:
-    first = _last_seq(connection, stage_id) + 1
+    first = _take(connection, stage_id, len(places)) or 0
     rows = [
         {"at_bracket": place.bracket, "at_step": place.step, "at_trial": place.trial, "new_seq": seq}
         for seq, place in enumerate(places, first)
@@ -115,8 +123,10 @@ def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> Non
         )
 
 
-def _last_seq(connection: Connection, stage_id: int) -> int:
-    return int(_LAST_SEQ.rows(connection, stage_id)[0][0])
+def _take(connection: Connection, stage_id: int, n: int) -> int | None:
+    """The first of the next ``n`` seq of a stage, None if there is no such stage."""
+    rows = _TAKE.rows(connection, n, check_whole(stage_id)) if n else []
+    return int(rows[0][0]) - n + 1 if rows else None
 
 
 def _entry(row: tuple[Any, ...]) -> RungEntry:

@@ -64,6 +64,17 @@ _TO_SETTLE = Statement(
 )
 
 
+_N_BY_STEP = Statement(
+    """SELECT trials.step, count(*) FROM trials JOIN stages ON stages.id = trials.stage_id
+    WHERE stages.study_id = %s AND stages.name = %s AND trials.state = %s GROUP BY trials.step"""
+)
+
+
+def n_by_step(connection: Connection, study_id: int, stage: str, state: TrialState) -> dict[int, int]:
+    """Step → how many trials of a state stand there."""
+    return dict(_N_BY_STEP.rows(connection, study_id, check_text(stage), state.value))
+
+
 def of_study(connection: Connection, study_id: int) -> list[Stage]:
     """Stages by index."""
     query = select(tables.stages).where(_stages.study_id == study_id).order_by(_stages.index)

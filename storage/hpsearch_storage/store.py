@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from hpsearch.errors import Conflict, InvalidInput, NotFound, StoreError
+from hpsearch.errors import Conflict, InvalidInput, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Page, TrialQuery, WorkerHello
+from hpsearch.store import Page, Table, TrialQuery, WorkerHello
 from hpsearch.study import (
     Acknowledgement,
     Border,
@@ -28,6 +28,7 @@ from hpsearch.study import (
 )
 from hpsearch.trial import (
     Attempt,
+    Climbs,
     Decision,
     HeldTrial,
     Lease,
@@ -46,6 +47,7 @@ from hpsearch_storage import (
     ending,
     events,
     gauges,
+    giving,
     leases,
     metrics,
     paging,
@@ -196,6 +198,10 @@ class SqlStore:
 
         return self._database.write(work)
 
+    def n_checks_waiting(self, *, kinds: Iterable[str] | None = None, now: datetime) -> int:
+        """See Store."""
+        return self._database.read(lambda connection: preflights.n_waiting(connection, kinds, now=now))
+
     # -- stages -----------------------------------------------------------------------------------------------
 
     def stages(self, study_id: int) -> list[Stage]:
@@ -265,31 +271,42 @@ class SqlStore:
 
     # -- trials -----------------------------------------------------------------------------------------------
 
-    def add_trials(self, stage_id: int, first_number: int, params: Sequence[Params], *, now: datetime) -> bool:
+    def add_trials(
+        self,
+        stage_id: int,
+        first_number: int,
+        params: Sequence[Params],
+        *,
+        now: datetime,
+        behind: Sequence[int] | None = None,
+    ) -> bool:
         """See Store."""
-
-        def work(connection: Connection) -> bool:
-            locked = _lock_stage(connection, stage_id)
-            if locked is None:
-                return False
-            stage, next_number = locked
-            room = stage.n_trials - stage.n_created
-            if stage.state != StageState.RUNNING or next_number != first_number or len(params) > room:
-                return False
-            trials.add_queued(connection, stage, first_number, params, now=now)
-            return True
-
-        return self._database.write(work)
+        return self._database.write(
+            lambda connection: giving.add_queued(connection, stage_id, first_number, params, behind=behind, now=now)
+        )
 
     def add_finished(
         self, stage_id: int, trials: Sequence[tuple[Params, TrialState, float | None]], *, now: datetime
     ) -> list[int]:
         """See Store."""
-        return self._database.write(lambda connection: _add_ended(connection, stage_id, trials, now=now))
+        return self._database.write(lambda connection: giving.add_ended(connection, stage_id, trials, now=now))
 
     def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
         """See Store."""
         return self._database.read(lambda connection: paging.page(connection, study_id, query))
+
+    def table(self, study_id: int, query: TrialQuery) -> tuple[Table, str | None]:
+        """See Store."""
+        return self._database.read(lambda connection: paging.table(connection, study_id, query))
+
+    def n_by_step(self, study_id: int, stage: str, state: TrialState) -> dict[int, int]:
+        """See Store."""
+
+        def work(connection: Connection) -> dict[int, int]:
+            studies.check(connection, study_id)
+            return stages.n_by_step(connection, study_id, stage, state)
+
+        return self._database.read(work)
 
     def trial(self, study_id: int, number: int) -> Trial:
         """See Store."""
@@ -328,10 +345,17 @@ class SqlStore:
 
     def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
         """See Store."""
+        return self.report_at_rungs(worker, reports, [], now=now, ttl=ttl)[0]
 
-        def work(connection: Connection) -> list[Decision]:
+    def report_at_rungs(
+        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+    ) -> tuple[list[Decision], list[list[RungEntry]]]:
+        """See Store."""
+
+        def work(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
             self._heard.seen(connection, worker, now=now)
-            return results.report(connection, reports, now=now, ttl=ttl)
+            decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
+            return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
         return self._database.write(work)
 
@@ -370,8 +394,7 @@ class SqlStore:
         """See Store."""
 
         def work(connection: Connection) -> list[RungEntry]:
-            if studies.lock_of_stage(connection, stage_id):
-                rungs.record(connection, stage_id, values)
+            rungs.record(connection, stage_id, values)
             return rungs.after(connection, stage_id, after)
 
         if not values:  # reading waits for nobody
@@ -384,7 +407,7 @@ class SqlStore:
         """See Store."""
 
         def work(connection: Connection) -> list[int]:
-            locked = _lock_stage(connection, stage_id)
+            locked = giving.lock_stage(connection, stage_id)
             return [] if locked is None else rungs.let_on(connection, locked[0], passed, promoted, now=now)
 
         return self._database.write(work)
@@ -469,26 +492,3 @@ def _study_position(after: str | None) -> int | None:
     if len(values) != 1 or not isinstance(values[0], int):
         raise InvalidInput(f"the cursor {after[:80]!r} is damaged: take 'next' of the page before")
     return values[0]
-
-
-def _lock_stage(connection: Connection, stage_id: int) -> tuple[Stage, int] | None:
-    """A stage of a locked study, and the study's next number; None if the stage is not there."""
-    study = next(iter(studies.lock_of_stage(connection, stage_id).values()), None)
-    stage = None if study is None else stages.one(connection, stage_id)
-    return None if study is None or stage is None else (stage, study.next_number)
-
-
-def _add_ended(
-    connection: Connection, stage_id: int, ended: Sequence[tuple[Params, TrialState, float | None]], *, now: datetime
-) -> list[int]:
-    for _, state, _ in ended:
-        if not state.is_finished:
-            raise InvalidInput(f"a trial in state {state.value!r} has not ended: enqueue it instead")
-    locked = _lock_stage(connection, stage_id)
-    if locked is None:
-        raise NotFound("stage", stage_id)
-    stage, first = locked
-    metric = studies.document(connection, stage.study_id).metric.name
-    settled = [(params, *results.settle(state, value, None, metric=metric)) for params, state, value in ended]
-    trials.add_ended(connection, stage, first, settled, now=now)
-    return list(range(first, first + len(settled)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import secrets
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -34,6 +35,8 @@ CHUNK = 2_000
 OF_STUDY = ("acknowledgements", "optuna_studies", "optuna_distributions")
 OF_TRIAL = ("attempts", "metrics", "logs", "optuna_trials")
 """Tables whose rows belong to a study, and to a trial, and go into a file as they are."""
+_SUSPICIOUS = re.compile(r"\\u(0000|[dD][89a-fA-F])")
+"""A NUL, or half of a surrogate pair."""
 _KEYS = ("id", "study_id", "stage_id", "trial_id")
 _IMPORTING = "it is being imported; if nobody imports it any more, delete it"
 
@@ -184,7 +187,8 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 pass
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
-                yield json.loads(line)
+                value = json.loads(line)
+                yield _checked(value) if _SUSPICIOUS.search(line) else value
     except FileNotFoundError:
         raise InvalidInput(f"there is no file {path}") from None
     except (EOFError, zlib.error):
@@ -290,14 +294,14 @@ class _Loader:
 
     def _end(self, connection: Connection, changes: dict[str, Any]) -> None:
         self._check_free(connection)
-        values = {name: _checked(value) for name, value in changes.items()}
-        assigned = ", ".join(f"{name} = :{name}" for name in values)
-        connection.execute(text(f"UPDATE studies SET {assigned} WHERE id = :key"), values | {"key": self._id})
+        assigned = ", ".join(f"{name} = :{name}" for name in changes)
+        connection.execute(text(f"UPDATE studies SET {assigned} WHERE id = :key"), changes | {"key": self._id})
 
     def _add_stage(self, connection: Connection, line: dict[str, Any]) -> None:
         row = line["stage"]
         running = row.get("n_running", 0)  # queued again: whoever held them knows another store
         row |= {"n_queued": row["n_queued"] + running, "n_running": 0}
+        row.setdefault("last_rung", max((rung["seq"] for rung in line["rungs"]), default=0))
         _insert(connection, tables.stages, self._mine([row]))
         columns = tables.stages.c
         key = select(columns.id).where(columns.study_id == self._id, columns.name == row["name"])
@@ -367,7 +371,13 @@ def _not_running(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(value: Any) -> Any:
-    return check_text(value) if isinstance(value, str) else value
+    """The value itself. Raises InvalidInput for a text in it that no database keeps."""
+    if isinstance(value, str):
+        check_text(value)
+    elif isinstance(value, dict | list):
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            _checked(each)
+    return value
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -379,6 +389,12 @@ def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) ->
         raise InvalidInput(f"the file names a column {name!r} of {table.name} that this hpsearch does not know")
     named = [name for name in known if any(name in row for row in rows)]
     columns = ", ".join(f'"{name}"' for name in named)
-    values = ", ".join(["%s" if is_postgres(connection) else "?"] * len(named))
-    statement = f"INSERT INTO {table.name} ({columns}) VALUES ({values})"
-    connection.exec_driver_sql(statement, [tuple(_checked(row.get(name)) for name in named) for row in rows])
+    if is_postgres(connection):
+        types = ", ".join(f'"{name}" {table.c[name].type.compile(connection.dialect)}' for name in named)
+        statement = (
+            f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM json_to_recordset(%s) AS given ({types})"
+        )
+        connection.exec_driver_sql(statement, (json.dumps(rows, ensure_ascii=False),))
+        return
+    statement = f"INSERT INTO {table.name} ({columns}) VALUES ({', '.join('?' * len(named))})"
+    connection.exec_driver_sql(statement, [tuple(map(row.get, named)) for row in rows])

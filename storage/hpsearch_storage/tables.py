@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKeyConstraint, Index, MetaData, PrimaryKeyConstraint, Table, UniqueConstraint
+from sqlalchemy import (
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+    literal_column,
+    text,
+)
 
 from hpsearch.study import StageState, StudyState
 from hpsearch.trial import AttemptState, TrialState
@@ -59,7 +69,8 @@ stages = Table(
     Column("ended_at", Moment),
     Column("origin", JsonText),  # plan, extension and the space to leave out; null: as planned
     Column("watched", Whole, nullable=False, server_default="0"),  # 1: may be settled before it is done
-    Column("n_epochs", Whole, nullable=False, server_default="0"),  # of its ended trials
+    Column("n_epochs", Whole, nullable=False, server_default="0"),  # that its ended trials trained
+    Column("last_rung", Whole, nullable=False, server_default="0"),  # the last ``seq`` of its rungs
     PrimaryKeyConstraint("id"),
     ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
     UniqueConstraint("study_id", "index"),
@@ -86,6 +97,7 @@ trials = Table(
     Column("started_at", Moment),
     Column("ended_at", Moment),
     Column("verdicts", JsonText),  # null: none
+    Column("behind", Whole, nullable=False, server_default="0"),  # epochs of the trial that it goes on from
     PrimaryKeyConstraint("id"),
     ForeignKeyConstraint(["study_id"], ["studies.id"], ondelete="CASCADE"),
     ForeignKeyConstraint(["stage_id"], ["stages.id"], ondelete="CASCADE"),
@@ -116,10 +128,17 @@ attempts = Table(
     ForeignKeyConstraint(["trial_id"], ["trials.id"], ondelete="CASCADE"),
     UniqueConstraint("trial_id", "number"),
     UniqueConstraint("token"),
-    Index(None, "state", "expires_at"),
-    Index(None, "worker", "state"),
+    # Of leases that hold alone, and not by when they expire: what every report changes stands in no index.
+    Index(
+        "ix_attempts_running",
+        "worker",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
     sqlite_autoincrement=True,
 )
+HELD = attempts.c.state == literal_column("'running'")
+"""Of the attempts whose leases hold; written out, so that databases see that the index of them is meant."""
 
 metrics = Table(
     "metrics",
@@ -234,6 +253,7 @@ workers = Table(
     Column("first_seen", Moment, nullable=False),
     Column("last_seen", Moment, nullable=False),
     PrimaryKeyConstraint("name"),
+    Index(None, "last_seen"),
 )
 
 tokens = Table(

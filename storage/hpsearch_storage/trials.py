@@ -44,6 +44,12 @@ class TrialRow:
     started_at: datetime | None
     ended_at: datetime | None
     verdicts: list[dict[str, Any]] | None
+    behind: int
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that it trained itself."""
+        return max(self.step - self.behind, 0)
 
     def shown(self) -> Trial:
         """The trial as others see it."""
@@ -76,8 +82,9 @@ class TrialRow:
         }
 
 
-_FIELDS = tuple(field.name for field in fields(TrialRow))
-COLUMNS = ", ".join("stages.name" if name == "stage" else f"trials.{name}" for name in _FIELDS)
+FIELDS = tuple(field.name for field in fields(TrialRow))
+"""Of :class:`TrialRow`, in the order of :func:`select_rows`."""
+COLUMNS = ", ".join("stages.name" if name == "stage" else f"trials.{name}" for name in FIELDS)
 """Of :class:`TrialRow`, in a query that joins trials and stages."""
 _ROWS = f"SELECT {COLUMNS} FROM trials JOIN stages ON stages.id = trials.stage_id"
 _BY_IDS = Statement(f"{_ROWS} WHERE trials.id = ANY (%s::bigint[])")
@@ -109,6 +116,7 @@ _SET_STEP = Bulk(
     postgres="UPDATE trials SET step = given.step FROM {rows} WHERE trials.id = given.id",
     types={"step": "bigint", "id": "bigint"},
 )
+_BEGIN_ANEW = Statement("UPDATE trials SET behind = 0 WHERE id = ANY (%s::bigint[])")
 _ADD_TYPES = {
     "study_id": "bigint",
     "stage_id": "bigint",
@@ -119,6 +127,7 @@ _ADD_TYPES = {
     "reason": "text",
     "created_at": "bigint",
     "ended_at": "bigint",
+    "behind": "bigint",
 }
 _ADDED = ", ".join(_ADD_TYPES)
 _ADD = Bulk(
@@ -131,21 +140,21 @@ _ADD = Bulk(
 
 def select_rows() -> Select[Any]:
     """Columns of :class:`TrialRow`, first to last; more may follow."""
-    columns = [tables.stages.c.name if name == "stage" else _trials[name] for name in _FIELDS]
+    columns = [tables.stages.c.name if name == "stage" else _trials[name] for name in FIELDS]
     raw: list[Any] = [type_coerce(column, NullType()) for column in columns]
-    raw = [column.label(name) for name, column in zip(_FIELDS, raw, strict=True)]
+    raw = [column.label(name) for name, column in zip(FIELDS, raw, strict=True)]
     return select(*raw).join_from(tables.trials, tables.stages, _trials.stage_id == tables.stages.c.id)
 
 
 def to_row(row: Row[*tuple[Any, ...]]) -> TrialRow:
     """The trial of a row that begins with the columns of :func:`select_rows`."""
-    return of_values(*row[: len(_FIELDS)])
+    return of_values(*row[: len(FIELDS)])
 
 
 def of_values(*values: Any) -> TrialRow:
     """The trial of what the database keeps in the columns of :data:`COLUMNS`."""
     trial_id, study_id, stage_id, stage, number, state, params, value, step, reason, *more = values
-    n_attempts, n_lost, worker, created_at, started_at, ended_at, verdicts = more
+    n_attempts, n_lost, worker, created_at, started_at, ended_at, verdicts, behind = more
     return TrialRow(
         trial_id,
         study_id,
@@ -164,6 +173,7 @@ def of_values(*values: Any) -> TrialRow:
         None if started_at is None else from_micros(started_at),
         None if ended_at is None else from_micros(ended_at),
         None if verdicts is None else decode(verdicts),
+        behind,
     )
 
 
@@ -207,9 +217,19 @@ def cancel_open(connection: Connection, study_id: int, *, reason: str, now: date
     change(connection, zip(rows, cancelled, strict=True), now=now)
 
 
-def add_queued(connection: Connection, stage: Stage, first: int, params: Sequence[Params], *, now: datetime) -> None:
+def add_queued(
+    connection: Connection,
+    stage: Stage,
+    first: int,
+    params: Sequence[Params],
+    *,
+    now: datetime,
+    behind: Sequence[int] | None = None,
+) -> None:
     """Add queued trials; they take room of their stage. The study is locked."""
     rows = [_new(stage, number, p, TrialState.QUEUED, now) for number, p in enumerate(params, first)]
+    for row, epochs in zip(rows, behind or (), strict=False):
+        row["behind"] = epochs
     _insert(connection, stage, rows)
     stages.count(connection, stage.id, {TrialState.QUEUED: len(rows)}, n_created=len(rows))
 
@@ -252,6 +272,7 @@ def _new(stage: Stage, number: int, params: Params, state: TrialState, now: date
         "reason": None,
         "created_at": now,
         "ended_at": None,
+        "behind": 0,
     }
 
 
@@ -267,6 +288,7 @@ def _insert(connection: Connection, stage: Stage, rows: list[dict[str, Any]]) ->
             None if row["reason"] is None else check_text(row["reason"]),
             to_micros(row["created_at"]),
             None if row["ended_at"] is None else to_micros(row["ended_at"]),
+            row["behind"],
         )
         for row in rows
     ]
@@ -285,7 +307,7 @@ def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]],
         rows.append(_changed(new))
         deltas[new.stage_id][old.state] -= 1
         deltas[new.stage_id][new.state] += 1
-        n_epochs[new.stage_id] += new.step * new.state.is_finished - old.step * old.state.is_finished
+        n_epochs[new.stage_id] += new.n_epochs * new.state.is_finished - old.n_epochs * old.state.is_finished
         entries[new.study_id].append(new.entry())
     _CHANGE.run(connection, rows)
     for stage_id in sorted(deltas):
@@ -313,3 +335,9 @@ def _changed(new: TrialRow) -> tuple[Any, ...]:
 def steps_to_set(steps: dict[int, int]) -> Change:
     """Write the last step that each trial (by id) reported."""
     return _SET_STEP, [(check_whole(step), trial_id) for trial_id, step in sorted(steps.items())]
+
+
+def begin_anew(connection: Connection, ids: Sequence[int]) -> None:
+    """Note that trials (by id) train from their beginning, though they could have gone on from another."""
+    if ids:
+        _BEGIN_ANEW.run(connection, sorted(ids))

@@ -8,7 +8,6 @@ from sqlalchemy import Connection, func, select
 
 from hpsearch.store import WorkerHello
 from hpsearch.study import Worker
-from hpsearch.trial import AttemptState
 from hpsearch_storage import tables
 from hpsearch_storage.codec import check_text, encode, to_micros
 from hpsearch_storage.prepared import Statement
@@ -56,11 +55,7 @@ def seen(connection: Connection, name: str, *, now: datetime) -> None:
 def every(connection: Connection) -> list[Worker]:
     """All workers, the last seen first."""
     attempts, workers = tables.attempts.c, tables.workers.c
-    held = (
-        select(func.count())
-        .where(attempts.worker == workers.name, attempts.state == AttemptState.RUNNING)
-        .scalar_subquery()
-    )
+    held = select(func.count()).where(attempts.worker == workers.name, tables.HELD).scalar_subquery()
     rows = connection.execute(
         select(tables.workers, held.label("n_leases")).order_by(workers.last_seen.desc(), workers.name)
     )

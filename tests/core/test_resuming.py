@@ -152,6 +152,9 @@ def test_a_stage_goes_on_from_the_checkpoints_of_its_parents_best(tmp_path: Path
     winner = max(long, key=lambda t: (t.value or 0, -t.number))
     assert [t.params for t in longer] == [winner.params]
     store = channel.coordinator.store
+    assert [stage.n_epochs for stage in store.stages(1)] == [6 * 3, 2 * 3, 2], (
+        "what was trained, not what it went on from"
+    )
     assert [m.step for m in store.metrics(1, [long[0].number])] == [4, 5, 6]
     assert [m.step for m in store.metrics(1, [longer[0].number])] == [7, 8]
     for trial, first in [(long[0], 4), (long[1], 4), (longer[0], 7)]:
@@ -161,6 +164,7 @@ def test_a_stage_goes_on_from_the_checkpoints_of_its_parents_best(tmp_path: Path
 
 def test_a_trial_whose_checkpoint_is_gone_is_trained_anew_and_says_so() -> None:
     channel = run(document(*RESUMED), None, capacity=3)
+    assert [stage.n_epochs for stage in channel.coordinator.store.stages(1)] == [6 * 3, 2 * 6, 8]
     (longer,) = trials(channel, "longer")
     (before,) = [t for t in trials(channel, "long") if t.params == longer.params]
     assert longer.reason == f"trained anew: this worker has no checkpoint of trial {before.number} to go on from"

@@ -11,7 +11,7 @@ import pytest
 
 from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.errors import InvalidSpec
-from hpsearch.methods import Asha, Hyperband, MedianRule, NoStopping, Patience, Threshold
+from hpsearch.methods import Asha, Hyperband, MedianRule, Patience, Threshold
 from hpsearch.search.stopping import (
     Curve,
     Means,
@@ -23,6 +23,7 @@ from hpsearch.search.stopping import (
     patience_says,
     rung_levels,
     saved_epochs,
+    stopped_as,
     threshold_says,
 )
 from hpsearch.spec import StudySpec, parse_study
@@ -156,8 +157,9 @@ def test_what_was_stopped_and_what_that_saved() -> None:
     trials = [trial(n, TrialState.PRUNED, step) for n, step in enumerate([1, 1, 3])]
     trials += [trial(3, TrialState.COMPLETED, 9), trial(4, TrialState.DIVERGED, 2), trial(5, TrialState.RUNNING, 3)]
     assert count_rungs(Asha(), trials, 9) == [RungCount(1, 6, 2, 16), RungCount(3, 3, 1, 6)]
-    assert saved_epochs(Asha(), trials, 9) == 22
-    assert saved_epochs(NoStopping(), trials, 9) == 0
+    assert saved_epochs({1: 2, 3: 1}, 9) == 22
+    assert saved_epochs({0: 4, 9: 3}, 9) == 0, "those that never began, and those that ended as planned"
+    assert (stopped_as(Asha()), stopped_as(Patience())) == (TrialState.PRUNED, TrialState.COMPLETED)
     assert count_rungs(Patience(), [trial(0, TrialState.COMPLETED, 5)], 9) == [RungCount(5, 1, 1, 4)]
     assert count_rungs(MedianRule(), [], 9) == []
 

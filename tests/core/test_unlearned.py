@@ -14,7 +14,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def trials(**kinds: int) -> list[Trial]:
     """So many trials of each kind: the state ``diverged`` or ``failed``, or completed with the verdict of that name."""
-    found = []
+    found: list[Trial] = []
     for kind, n in kinds.items():
         state = TrialState(kind) if kind in ("diverged", "failed") else TrialState.COMPLETED
         verdicts = ({"name": kind, "epoch": 1, "evidence": {}, "advice": ""},)

@@ -178,13 +178,13 @@ def test_whoever_waits_too_long_for_the_writer_is_told(sqlite_url: str) -> None:
 def test_a_pool_without_a_free_connection_is_told(postgres_url: str) -> None:
     database = Database(parse_url(postgres_url), patience=timedelta(seconds=0.1))
     go_on = threading.Event()
-    begun = threading.Barrier(26)
+    begun = threading.Barrier(16)
 
     def hold(_: Connection) -> None:
         begun.wait(20)
         assert go_on.wait(20)
 
-    threads = [threading.Thread(target=lambda: database.read(hold)) for _ in range(25)]
+    threads = [threading.Thread(target=lambda: database.read(hold)) for _ in range(15)]
     for thread in threads:
         thread.start()
     begun.wait(20)

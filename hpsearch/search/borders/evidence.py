@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 
 from hpsearch.search.borders.flag import MAX_P, Side
 from hpsearch.search.borders.results import N_LEVELS, Results
@@ -136,7 +136,7 @@ def _cliffs(found: Results) -> dict[tuple[int, int], Cliff]:
     cliffs: dict[tuple[int, int], Cliff] = {}
     while len(bad) and len(ok):
         borders = [(j, k) for j in range(ok.shape[1]) for k in (0, 1) if (j, k) not in cliffs]
-        p = [mannwhitneyu(_from(bad, *b), _from(ok, *b), alternative="less").pvalue for b in borders]
+        p = [scipy.stats.mannwhitneyu(_from(bad, *b), _from(ok, *b), alternative="less").pvalue for b in borders]
         if not borders or min(p) > CLIFF_LEVEL:
             break
         border = borders[int(np.argmin(p))]

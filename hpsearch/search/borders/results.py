@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
 
 from hpsearch.search.scale import to_unit
 from hpsearch.space import CategoricalParam, FloatParam, IntParam, Space
@@ -72,7 +72,7 @@ def normal_scores(values: Floats) -> Floats:
     """
     if not len(values):
         return values
-    scores: Floats = norm.ppf((rankdata(values) - 0.375) / (len(values) + 0.25))
+    scores: Floats = scipy.stats.norm.ppf((scipy.stats.rankdata(values) - 0.375) / (len(values) + 0.25))
     return scores
 
 

@@ -31,7 +31,9 @@ class Care(Base):
         assert store.stages_with_room() == []
         assert store.add_trials(self.stage(store, study).id, 0, [{"lr": 0.1}], now=T0)
         assert self.lease(store, 1) == []
+        assert [store.n_checks_waiting(kinds=kinds, now=T0) for kinds in (None, ["train"], ["python"])] == [1, 1, 0]
         claimed = store.claim_preflight("w1", kinds=["train"], now=T0, ttl=TTL)
+        assert [store.n_checks_waiting(now=T0 + wait) for wait in (0 * SECOND, TTL)] == [0, 1]
         assert claimed is not None
         assert claimed[0].id == study.id
         assert store.preflight(study.id).status is PreflightStatus.RUNNING

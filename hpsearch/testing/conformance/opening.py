@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from hpsearch.errors import NotFound
 from hpsearch.space import FloatParam
-from hpsearch.store import Store
+from hpsearch.store import Store, TrialQuery
 from hpsearch.study import Acknowledgement, Border, StageState, StudyState
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, make_spec, new_stage
 from hpsearch.trial import Report, Result, TrialState
@@ -81,6 +83,33 @@ class Opening(Base):
         assert self.stage(store, study).n_epochs == 5
         store.set_state(study.id, StudyState.CANCELLED, now=T0)
         assert self.stage(store, study).n_epochs == 6
+
+    def test_epochs_that_a_trial_had_behind_it_are_not_counted(self, store: Store) -> None:
+        study = self.create(store)
+        stage = self.stage(store, study).id
+        assert store.add_trials(stage, 0, [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03}], now=T0, behind=[3, 3, 3])
+        leases = self.lease(store, 3)
+        begun = {0: 4, 1: 1, 2: 4}  # the second was trained anew
+        store.report("w1", [Report(x.token, begun[x.trial], {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
+        store.report("w1", [Report(x.token, 6, {METRIC: 0.5}) for x in leases[:2]], now=T0, ttl=TTL)
+        store.finish("w1", [Result(x.token, TrialState.COMPLETED) for x in leases], now=T0)
+        assert self.stage(store, study).n_epochs == 3 + 6 + 1
+
+    def test_trials_by_steps_and_by_columns(self, store: Store) -> None:
+        study = self.create(store, queued=3)
+        leases = self.lease(store, 3)
+        store.report("w1", [Report(x.token, 1 + x.trial // 2, {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
+        store.finish("w1", [Result(x.token, TrialState.PRUNED, None, "late") for x in leases], now=T0 + SECOND)
+        assert store.n_by_step(study.id, "coarse", TrialState.PRUNED) == {1: 2, 2: 1}
+        assert store.n_by_step(study.id, "coarse", TrialState.COMPLETED) == {}
+        table, after = store.table(study.id, TrialQuery(limit=2, sort="-number"))
+        assert (list(table.number), list(table.state), list(table.step)) == ([2, 1], ["pruned"] * 2, [2, 1])
+        assert (list(table.reason), list(table.verdicts)) == (["late", "late"], ["", ""])
+        started = (T0 - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        assert (list(table.started_at), list(table.ended_at)) == ([started] * 2, [started + 10**6] * 2)
+        rest, end = store.table(study.id, TrialQuery(limit=2, sort="-number", after=after))
+        assert (list(rest.number), end) == ([0], None)
+        assert list(rest.params) == [store.trial(study.id, 0).params]
 
     def test_flags_are_acknowledged_and_that_is_taken_back(self, store: Store) -> None:
         study, other = self.create(store), self.create(store, "b")

@@ -10,7 +10,7 @@ from hpsearch.store import Store
 from hpsearch.study import StageState, Study, StudyState
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.testing.conformance.threads import at_once
-from hpsearch.trial import Action, Place, Report, Result, RungEntry, RungPlace, TrialState
+from hpsearch.trial import Action, Climb, Climbs, Place, Report, Result, RungEntry, RungPlace, TrialState
 
 
 def at(trial: int, *, step: int = 1, bracket: int = 0) -> RungPlace:
@@ -55,6 +55,31 @@ class Rungs(Base):
         assert store.record_rungs(stage, {at(1): 0.75}, after=more[-1].seq) == [], "the first value counts"
         assert store.record_rungs(stage, {}, after=0) == [*first, *more]
         assert store.record_rungs(10**6, {at(0): 1.0}, after=0) == []
+
+    def test_reports_and_what_they_say_of_rungs_are_kept_together(self, store: Store) -> None:
+        study = self.create(store, queued=3)
+        stage = self.stage(store, study).id
+        first, second, third = self.lease(store, 3)
+        store.release("w1", [third.token], now=T0)
+        store.report("w1", [Report(first.token, 2, {METRIC: 0.5})], now=T0, ttl=TTL)
+        climbs = [
+            Climb(first.token, at(0, step=3), 0.25, before=2),
+            Climb(second.token, at(1, step=3), 0.75, before=2),
+            Climb(second.token, at(1), math.inf),
+            Climb(second.token, at(1), 0.5),
+            Climb(third.token, at(2), 0.5),
+            Climb("nonsense", at(2), 0.5),
+        ]
+        reports = [Report(x.token, 3, {METRIC: 0.5}) for x in (first, second, third)]
+        asked = [Climbs(stage, 0, tuple(climbs)), Climbs(10**6, 0, (climbs[0],))]
+        decisions, (entries, nothing) = store.report_at_rungs("w1", reports, asked, now=T0, ttl=TTL)
+        assert [d.action for d in decisions] == [Action.CONTINUE, Action.CONTINUE, Action.ABANDON]
+        assert {e.place: e.value for e in entries} == {at(0, step=3): 0.25, at(1): None}, "of leases that hold, as told"
+        assert nothing == []
+        assert [m.step for m in store.metrics(study.id, [0, 1])] == [2, 3, 3]
+        again = [Climbs(stage, entries[-1].seq, (Climb(first.token, at(0, step=3), 0.75),))]
+        assert store.report_at_rungs("w1", reports, again, now=T0, ttl=TTL)[1] == [[]], "the first value counts"
+        assert store.record_rungs(stage, {}, after=0) == entries
 
     def test_a_running_trial_that_passes_is_marked(self, store: Store) -> None:
         study = self.create(store, queued=2)

@@ -219,6 +219,24 @@ class Trials(Base):
         with pytest.raises(InvalidInput, match="wrong"):
             numbers(within=(("params.wrong", 0.0, 1.0),))
 
+    def test_some_of_the_choices_of_a_param(self, store: Store) -> None:
+        study = self.create(store, kind="external", space=_SPACE, trials=len(_CHOICES))
+        params: list[Params] = [{"p": choice, 'we"ird $.[0] näme': i / 2} for i, choice in enumerate(_CHOICES)]
+        store.add_trials(self.stage(store, study).id, 0, params, now=T0)
+
+        def found(*choices: Any, name: str = "params.p") -> list[Any]:
+            query = TrialQuery(among=((name, choices),))
+            return [trial.params["p"] for trial in store.trials(study.id, query).items]
+
+        for choice in _CHOICES:
+            assert repr(found(choice)) == repr([choice])
+        assert repr(found("B", True, [50], 10)) == repr([10, "B", True, [50]])
+        assert found("c") == found() == []
+        assert found(1.5, 9, name='params.we"ird $.[0] näme') == ["B"]
+        for wrong in ("params.wrong", "value"):
+            with pytest.raises(InvalidInput, match=wrong):
+                found(1, name=wrong)
+
     def test_a_page_goes_on_while_trials_are_added(self, store: Store) -> None:
         study = self.create(store, trials=9, queued=3)
         page = store.trials(study.id, TrialQuery(limit=2))

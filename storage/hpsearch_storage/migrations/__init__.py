@@ -31,6 +31,8 @@ def upgrade(database: Database) -> None:
     """
     with _ONE_AT_A_TIME:
         script = ScriptDirectory.from_config(_config())
+        if database.can_be_written() and database.read(current_version) == script.get_current_head():
+            return  # the usual case waits for nobody who writes
         database.write(lambda connection: _upgrade(connection, script, shown(database.url)))
 
 
