@@ -6,7 +6,8 @@ COPY . .
 RUN make install VENV=/opt/hpsearch EDITABLE=
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 hpsearch
+RUN useradd --create-home --uid 10001 hpsearch \
+  && install -d -o hpsearch -m 700 /tokens /checkpoints /home/hpsearch/.cache
 COPY --from=build /opt/hpsearch /opt/hpsearch
 ENV PATH=/opt/hpsearch/bin:$PATH PYTHONUNBUFFERED=1
 USER hpsearch

@@ -26,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,12 +74,15 @@ class Seen:
     steps: dict[int, int] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     faults: dict[str, int] = field(default_factory=dict)
+    n_calls: int = 0
+    """Answered, those before the measuring began included."""
 
     def add(self, other: Seen) -> None:
         """Take over what another process saw."""
         for call, seconds in other.seconds.items():
             self.seconds[call] += seconds
         self.wall = max(self.wall, other.wall)
+        self.n_calls += other.n_calls
         self.steps |= other.steps
         self.finished |= other.finished
         for text, n in other.faults.items():
@@ -95,13 +100,16 @@ class Worker:
         self._seen = seen
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def work(self, start: float, end: float, pace: float) -> None:
-        """Report once in ``pace`` seconds from ``start`` to ``end`` (of the loop's clock)."""
+    async def work(self, start: float, end: float, pace: float, *, cut: bool) -> None:
+        """Report once in ``pace`` seconds from ``start`` to ``end`` (of the loop's clock).
+
+        What is still due at the end is sent, or with ``cut`` is not.
+        """
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, start - loop.time()))
         lease: dict[str, Any] | None = None
         step, due = 0, start
-        while due < end:
+        while due < end and not (cut and loop.time() > end):
             if lease is None:
                 found = await self._call("lease", "/api/v1/leases", {"worker": self._name, "study": STUDY["name"]})
                 lease, step = (found["leases"] or [None])[0] if found else None, 0
@@ -147,6 +155,7 @@ class Worker:
             self._streams = None
             self._fault(type(error).__name__)
             return None
+        self._seen.n_calls += 1
         if started >= self._seen.measured_from:
             self._seen.seconds[call].append(time.perf_counter() - started)
         if status != 200:
@@ -174,11 +183,50 @@ def clients(pipe: Any, address: str, token: str, names: list[str], options: argp
         seen.measured_from = time.perf_counter() + 1.0 + len(names) * spread
         end = start + len(names) * spread + options.minutes * 60
         workers = [Worker(name, address, token, seen) for name in names]
-        await asyncio.gather(*(w.work(start + i * spread, end, options.pace) for i, w in enumerate(workers)))
+        works = [w.work(start + i * spread, end, options.pace, cut=options.cut) for i, w in enumerate(workers)]
+        await asyncio.gather(*works)
         seen.wall = time.perf_counter() - seen.measured_from
         return seen
 
     pipe.send(asyncio.run(run()))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server with the study, and tokens of scopes ``work`` and ``submit``."""
+
+    url: str
+    pid: int
+    token: str
+    boss: str
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+
+@contextmanager
+def served() -> Iterator[Served]:
+    """A real server on PostgreSQL, started for this."""
+    with postgres() as server, tempfile.TemporaryDirectory() as folder:
+        store = database(server)
+        opened = open_store(store)
+        now = datetime.now(UTC)
+        token = opened.tokens.create("workers", ["work"], expires_at=None, now=now)
+        boss = opened.tokens.create("boss", ["submit"], expires_at=None, now=now)
+        opened.close()
+        command = [sys.executable, "-m", "hpsearch", "serve", "--store", store, "--port", "0", "--log-level", "warning"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1]
+        try:
+            headers = {"Authorization": f"Bearer {boss}"}
+            httpx2.post(f"{url}/api/v1/studies", json=STUDY, headers=headers).raise_for_status()
+            yield Served(url, process.pid, token, boss)
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def resident(pid: int) -> float:
@@ -199,10 +247,13 @@ def load(address: str, token: str, pid: int, options: argparse.Namespace) -> tup
         process.start()
         theirs.close()
         running.append((process, ours))
-    memory, seen = [], Seen()
+    memory: list[float] = []
+    seen, looked_at = Seen(), 0.0
     while any(process.is_alive() and not pipe.poll() for process, pipe in running):
-        memory.append(resident(pid))
-        time.sleep(10)
+        if not memory or time.monotonic() - looked_at >= 10:
+            memory.append(resident(pid))
+            looked_at = time.monotonic()
+        time.sleep(0.2)
     for process, pipe in running:
         seen.add(pipe.recv())
         process.join()
@@ -266,27 +317,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--pace", type=float, default=1.0, help="seconds between two reports of a worker")
     parser.add_argument("--processes", type=int, default=2, help="of clients")
+    parser.add_argument("--cut", action="store_true", help="leave out what is still due in the end")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     options = parser.parse_args()
-    with postgres() as server, tempfile.TemporaryDirectory() as folder:
-        store = database(server)
-        opened = open_store(store)
-        now = datetime.now(UTC)
-        token = opened.tokens.create("workers", ["work"], expires_at=None, now=now)
-        boss = opened.tokens.create("boss", ["submit"], expires_at=None, now=now)
-        opened.close()
-        command = [sys.executable, "-m", "hpsearch", "serve", "--store", store, "--port", "0", "--log-level", "warning"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[1]
-        try:
-            headers = {"Authorization": f"Bearer {boss}"}
-            httpx2.post(f"{url}/api/v1/studies", json=STUDY, headers=headers).raise_for_status()
-            seen, memory = load(urlsplit(url).netloc, token, process.pid, options)
-            missing = lost(url, boss, seen)
-        finally:
-            process.terminate()
-            process.wait()
+    with served() as server:
+        seen, memory = load(server.address, server.token, server.pid, options)
+        missing = lost(server.url, server.boss, seen)
     text = section(seen, memory, missing, options)
     print(text)
     if options.write:

@@ -49,7 +49,7 @@ class Runner(Protocol):
 
 def work(session: Session, runners: Mapping[str, Runner], *, study: str | None = None) -> None:
     """Lease as many trials at a time as the runners want and run them, until the session is told to stop."""
-    latest = list(runners)  # what comes next is most likely of the kinds that came last
+    latest = [min(runners, key=lambda kind: runners[kind].capacity)]  # what comes is most likely of what came last
     while not session.stop.is_set():
         kinds = sorted({*runners, *("preflight" for runner in runners.values() if runner.checks)})
         capacity = max(runners[kind].capacity for kind in latest)

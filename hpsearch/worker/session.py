@@ -149,11 +149,24 @@ class Session:
         self._unsent: list[Report] = []
         self._lost: dict[str, Decision] = {}
         self._renewed_at = time.monotonic()
+        self._asking_since: float | None = None
         self._warned_of: str | None = None
         threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long it has asked for something to do; 0 while there is something."""
+        since = self._asking_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> Work:
         """What to do, after waiting for the server and for work as long as it takes; none once told to stop."""
+        self._asking_since = time.monotonic()
+        found = self._lease(capacity, kinds, study)
+        self._asking_since = None
+        return found
+
+    def _lease(self, capacity: int, kinds: Sequence[str], study: str | None) -> Work:
         body: dict[str, Any] = {
             "worker": self.name,
             "session": self._id,

@@ -1,0 +1,1 @@
+"""Workers as Ray actors, on any number of machines. Needs ``hpsearch[ray]``."""
