@@ -24,10 +24,14 @@ PAGES = {
     "study": "/studies/digits",
     "figures": "/studies/digits",
     "trial": "/studies/digits/trials/{best}",
+    "layers": "/studies/digits/trials/{best}",
+    "trials": "/studies/digits",
     "compare": "/compare?study=digits&study=digits-wide",
     "workers": "/workers",
 }
-HEIGHTS = {"study": 1280, "figures": 1500, "trial": 1250, "compare": 1100}
+HEIGHTS = {"study": 1280, "figures": 1500, "trial": 1250, "compare": 1100, "layers": 900}
+PLACES = {"figures": "figure", "layers": "[data-figure=layers]", "trials": "#trials-title"}
+"""What is brought to the top of a picture; of others it is the page's own top."""
 
 
 def main() -> None:
@@ -84,7 +88,7 @@ def take(browser: Browser, url: str, theme: str, best: int) -> None:
         page = context.new_page()
         page.goto(path.format(best=best))
         page.wait_for_load_state("load")
-        settle(page, to="figure" if name == "figures" else "body")
+        settle(page, to=PLACES.get(name, "body"))
         page.screenshot(path=IMAGES / f"{name}-{theme}.png")
         print(IMAGES / f"{name}-{theme}.png")
         context.close()
@@ -97,10 +101,11 @@ def take(browser: Browser, url: str, theme: str, best: int) -> None:
 
 
 def settle(page: Page, *, to: str) -> None:
-    """Bring a place to the top, and wait until its figures are drawn."""
-    page.locator(to).first.evaluate("place => place.scrollIntoView()")
-    page.evaluate("scrollBy(0, -70)")
-    page.wait_for_timeout(2500)
+    """Bring a place to the top, and wait until its figures are drawn; figures above it may move it when they are."""
+    for _ in range(2):
+        page.locator(to).first.evaluate("place => place.scrollIntoView()")
+        page.evaluate("scrollBy(0, -70)")
+        page.wait_for_timeout(2000)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from hpsearch_api.feeds import Feeds
 from hpsearch_api.memory import Memory
 from hpsearch_api.routes import events, figures, health, leases, login, optuna, pages, stages, studies, trials
 from hpsearch_api.security import Doorkeeper, Guard, Limits, Scope
+from hpsearch_api.shortcuts import Shortcuts
 from hpsearch_api.telemetry import Meters, Telemetry
 from hpsearch_api.telemetry.tracing import Tracer, tracer_from_environment
 from hpsearch_storage import SqlStore
@@ -105,6 +106,7 @@ def create_app(
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=5)
     app.add_middleware(Guard, doorkeeper=doorkeeper, limits=limits)
     problems.install(app)
+    app.router.routes.append(Shortcuts(app, leases.SHORTCUTS))
     # What is asked for most comes first: routes are looked through in this order.
     for module in (leases, studies, stages, trials, events, figures, optuna, health, login, pages):
         app.include_router(module.router)

@@ -10,13 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from hpsearch.space import Param
-from hpsearch.store import Store, TrialQuery
+from hpsearch.store import Store, Table, TrialQuery
 from hpsearch.study import Study
 from hpsearch.trial import Trial
 
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 PAGE = 5000
+TABLE = 5_000
+"""Trials that are read at a time, for CSV and for Parquet."""
 FIELDS = (
     "number",
     "stage",
@@ -59,12 +61,13 @@ def parquet(store: Store, study: Study, query: TrialQuery) -> Iterator[bytes]:
     schema = pa.schema([*types.items(), *((f"params.{name}", _arrow(p)) for name, p in study.spec.space.items())])
     sink = _Pieces()
     with pq.ParquetWriter(sink, schema) as writer:
-        for page in _pages(store, study, query):
-            columns = [[_plain(getattr(trial, name)) for trial in page] for name in FIELDS]
+        for table in _tables(store, study, query):
+            columns = [getattr(table, name) for name in FIELDS]
             for name, param in study.spec.space.items():
-                values = [trial.params.get(name) for trial in page]
+                values = [params.get(name) for params in table.params]
                 columns.append(values if param.type != "categorical" else [_text(value) for value in values])
-            writer.write_table(pa.table(columns, schema=schema))
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
             yield sink.taken()
     yield sink.taken()
 
@@ -114,10 +117,13 @@ def _pages(store: Store, study: Study, query: TrialQuery) -> Iterator[list[Trial
             return
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return _names(value)
-    return str(value) if isinstance(value, str) else value  # an enum's name
+def _tables(store: Store, study: Study, query: TrialQuery) -> Iterator[Table]:
+    after: str | None = None
+    while True:
+        table, after = store.table(study.id, replace(query, limit=TABLE, after=after))
+        yield table
+        if after is None:
+            return
 
 
 def _names(verdicts: tuple[dict[str, Any], ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict, StrictBool, StrictFloat, StrictInt
 
 from hpsearch.document import Document, StorableText, Text
 from hpsearch.space import MAX_INT, Value
@@ -22,12 +22,12 @@ class LeaseRequest(Document):
     """Ask for trials. A worker that asks again first gets back what it still holds."""
 
     worker: WorkerName
-    capacity: Annotated[int, Field(ge=1, le=1024)] = 1
+    capacity: Annotated[int, Strict(), Field(ge=1, le=1024)] = 1
     study: Text | None = None
     kinds: Annotated[list[Text], Field(max_length=20)] | None = None
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0
     session: Text | None = Field(None, description="anew for every process: leases of an earlier one are lost at once")
-    info: Annotated[dict[Text, Text | int | float | bool | None], Field(max_length=50)] = {}
+    info: Annotated[dict[Text, Text | StrictInt | StrictFloat | StrictBool | None], Field(max_length=50)] = {}
 
 
 class ResumeView(View):
@@ -81,6 +81,14 @@ class Leases(View):
     version: str = Field("", description="of the server: a worker of another one may not understand it")
 
 
+class Queue(View):
+    """What there is to do: trials that could be leased, those not drawn yet included, and studies to be checked."""
+
+    waiting: int
+    checks: int
+    version: str = Field(description="of the server")
+
+
 class CheckBody(Document):
     """One check, as a worker found it."""
 
@@ -108,7 +116,7 @@ class ReportBody(Document):
     """Metrics of one step; without a step only a sign of life."""
 
     token: Token
-    step: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+    step: Annotated[int, Strict(), Field(ge=0, le=MAX_INT)] | None = None
     metrics: Annotated[dict[MetricName, Number], Field(max_length=1000)] = {}
 
 

@@ -21,7 +21,7 @@ WORTH_KEEPING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer, of which version, when it was known and how many seconds it took."""
+    """An answer, of which version, when it was known and how many seconds of a processor it took."""
 
     version: Hashable
     value: Any
@@ -32,8 +32,11 @@ class Kept:
 class Memory:
     """Remembers answers by key and version. Every method may be called from any thread; one works an answer out."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, work: Callable[[], float] = time.thread_time
+    ) -> None:
         self._clock = clock
+        self._work = work  # waiting for others costs nothing
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
         self._makers: dict[Hashable, threading.Lock] = {}
@@ -43,10 +46,9 @@ class Memory:
         if (kept := self._good(key, version, patient=patient)) is None:
             with self._maker(key):
                 if (kept := self._good(key, version, patient=patient)) is None:
-                    begun = self._clock()
+                    begun = self._work()
                     value = make()
-                    now = self._clock()
-                    kept = self._keep(key, Kept(version, value, now, now - begun))
+                    kept = self._keep(key, Kept(version, value, self._clock(), self._work() - begun))
         answer: T = kept.value
         return answer
 

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from hpsearch.training.layers import Activity
     from hpsearch.training.models import StackedModel
     from hpsearch.training.optimisers import StackedOptimiser
 
 SAMPLES = 100
 """At most so many of a minibatch are looked at: a unit that is silent on 100 samples fires on fewer than 3 % (with 95 %
 confidence, the "rule of three"), and a forward pass of them costs a third of one step."""
+
+BINS = 12
+"""Of the histogram of a layer's activations at the start."""
+
+MAX_LAYERS = 8
+"""Of a deeper net so many layers have histograms, evenly spread from the first to the last hidden one."""
 
 
 def diagnostics(
@@ -68,3 +75,48 @@ def middle(values: torch.Tensor) -> torch.Tensor:
     """The median of each column of positive numbers (L, K) → (K,), in logarithms: of (1e-4, 1e-2) it is 1e-3."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] * ordered[len(values) // 2]).sqrt()
+
+
+def start_histograms(model: StackedModel, inputs: torch.Tensor) -> list[dict[str, float]]:
+    """How the hidden layers are activated before any update, one dict for each of the K rows.
+
+    It is what shows whether an initialisation keeps the signal (cs231n, "Weight initialization"). For each of at most
+    :data:`MAX_LAYERS` layers: ``diag/start/LAYER/low`` and ``/high``, the ends of its activations, ``/00`` to ``/11``,
+    the shares of them in equally wide bins between these ends, and ``/dead``, as ``diag/dead`` has it. Shares are
+    rounded to four digits. A layer whose activations are not finite is left out.
+
+    Args:
+        model: that has not been updated; it is not changed.
+        inputs: a minibatch (batch, …); the first :data:`SAMPLES` of it are used.
+    """
+    activities = model.activities(inputs[:SAMPLES])
+    rows: list[dict[str, float]] = [{} for _ in range(len(activities[0].dead) if activities else 0)]
+    n_shown = min(len(activities), MAX_LAYERS)
+    for i in range(n_shown):
+        layer = activities[i * (len(activities) - 1) // max(n_shown - 1, 1)]
+        for row, columns in zip(rows, _histograms(layer), strict=True):
+            row |= {f"diag/start/{layer.name}/{name}": value for name, value in columns.items()}
+    return rows
+
+
+def _histograms(layer: Activity) -> list[dict[str, float]]:
+    """``low``, ``high``, ``dead`` and the shares of each row; nothing of a row that is not finite."""
+    low, high = layer.sample.aminmax(dim=1)
+    finite = (low.isfinite() & high.isfinite()).tolist()
+    width = (high - low).clamp_min(torch.finfo(low.dtype).tiny)
+    bins = ((layer.sample - low[:, None]) * (BINS / width[:, None])).nan_to_num(0.0).long().clamp_(0, BINS - 1)
+    counts = torch.zeros(len(low), BINS, device=low.device).scatter_add_(1, bins, torch.ones_like(layer.sample))
+    shares = (counts / layer.sample.shape[1]).tolist()
+    ends = torch.stack([low, high, layer.dead], 1).tolist()
+    return [
+        dict(zip(("low", "high", "dead"), map(_short, end), strict=True))
+        | {f"{i:02}": _short(share) for i, share in enumerate(share_row)}
+        if is_finite
+        else {}
+        for end, share_row, is_finite in zip(ends, shares, finite, strict=True)
+    ]
+
+
+def _short(value: float) -> float:
+    """Four digits: a histogram is looked at, and kept for every trial."""
+    return float(f"{value:.4g}")

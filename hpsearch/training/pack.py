@@ -14,7 +14,7 @@ from hpsearch.training.augmentation import augment, check_augment
 from hpsearch.training.checkpoints import Checkpoint, check_resumed, fitting
 from hpsearch.training.data import Dataset, Split
 from hpsearch.training.devices import memory_errors
-from hpsearch.training.diagnostics import diagnostics
+from hpsearch.training.diagnostics import diagnostics, start_histograms
 from hpsearch.training.losses import Scored, build_loss, theoretical_initial_loss
 from hpsearch.training.metrics import Evaluation, evaluation
 from hpsearch.training.models import build_model, model_key
@@ -28,7 +28,8 @@ EVALUATION_NUMBERS = 300000
 """At most so many activations of the widest layer at a time when the validation split is evaluated, but a minibatch."""
 
 DIAGNOSED_STEPS = 60
-"""Diagnostics take a fifth of a step to one and a half, and are taken once in so many: at most 3 % of the time."""
+"""Diagnostics take a fifth of a step to one and a half, and are taken once in so many: at most 3 % of the time.
+Histograms at the start take up to one and three quarters, once, in trainings that are at least as long."""
 
 COMPACTION_STEPS = 0.4
 """Taking rows out copies all others, which was measured to take as long as 0.15 to 0.4 steps."""
@@ -140,6 +141,7 @@ class Pack:
             self._build(dataset.n_classes, prepared.rms)
         self._start: dict[int, float] = {}  # total loss of each member on the first minibatch, before any update
         self._initial_loss: list[float] | None = None  # data loss of each row then, for the first diagnostics
+        self._histograms: list[dict[str, float]] = []  # and how its layers were activated
         self._diagnose_every = math.ceil(DIAGNOSED_STEPS / self._n_steps) if diagnose else 0
 
     def _build(self, n_classes: int, rms: float) -> None:
@@ -289,6 +291,8 @@ class Pack:
         scored = self._loss.score(scores, targets)
         if not self._start:
             self._set_start(scored, len(targets))
+            if self._diagnose_every and self._n_epochs * self._n_steps >= DIAGNOSED_STEPS:
+                self._histograms = start_histograms(self.model, samples)
         self._optimiser.set_step(step)
         self._optimiser.begin(measure=measure)
         self.model.backward(scored.gradient.mul_(self._optimiser.scale / len(targets)))
@@ -319,6 +323,9 @@ class Pack:
     def _diagnose(self) -> list[dict[str, float]]:
         initial = self._initial_loss if self.epoch == 1 else None
         found = diagnostics(self.model, self._optimiser, self._inspected, initial_loss=initial)
+        for row, histograms in enumerate(self._histograms):
+            found[row] |= histograms
+        self._histograms = []
         for row, member in enumerate(self._rows):
             chance = theoretical_initial_loss(self._members[member].objective.loss, self._n_outputs)
             if initial is not None and chance is not None:

@@ -77,6 +77,24 @@ def assert_problem(answer: Any, status: int, *words: str) -> dict[str, Any]:
     return problem
 
 
+def test_the_queue_says_what_waits(client: TestClient) -> None:
+    def waiting(**params: Any) -> tuple[int, int]:
+        answer = client.get("/api/v1/leases", params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["waiting"], answer.json()["checks"]
+
+    assert waiting() == (0, 0), "external studies count where they are named alone"
+    assert waiting(study="s") == (5, 0)
+    assert waiting(study="s", kinds=["train"]) == (0, 0)
+    lease(client, 2)
+    assert waiting(study="s", kinds=["train", "external"]) == (3, 0)
+    objective = {"kind": "command", "argv": ["true"]}
+    assert client.post("/api/v1/studies", json=STUDY | {"name": "c", "objective": objective}).status_code == 201
+    assert waiting() == waiting(kinds=["command"]) == (0, 1)
+    assert waiting(kinds=["train"]) == (0, 0)
+    assert_problem(client.get("/api/v1/leases", params={"study": "none"}), 404, "'none'")
+
+
 def test_submitting_answers_with_the_study_and_where_it_is(app_client: TestClient) -> None:
     answer = app_client.post("/api/v1/studies", json=STUDY)
     assert answer.status_code == 201

@@ -118,11 +118,23 @@ def traces(figure: Any, name: str) -> list[Any]:
 
 def test_kinds_have_titles_in_the_order_of_the_page() -> None:
     assert list(KINDS) == [
-        "axis", "map", "parallel", "importance", "slice", "history", "curves", "layers", "rungs", "finalists",
-        "agreement",
-        "timeline", "compute",
+        "axis", "map", "parallel", "importance", "slice", "history", "curves", "layers", "activations",
+        "rungs", "finalists", "agreement", "timeline", "compute",
     ]  # fmt: skip
     assert all(kind.title for kind in KINDS.values())
+
+
+def test_axis_draws_few_points_where_few_are_asked_for(data: FigureData) -> None:
+    many = replace(data, trials=[trial(n, n / 1000, lr=1e-4, reg=1.0) for n in range(400)])
+    few = make_figure("axis", many, {"points": "200"})
+    assert [len(trace.x) for trace in traces(few, "coarse")] == [99, 99]  # at most; the best is the last, too
+    assert list(traces(few, "best three")[0].customdata[:, 0]) == [399, 398, 397]
+    assert few.layout.meta["more"] is True
+    whole = make_figure("axis", many)
+    assert [len(trace.x) for trace in traces(whole, "coarse")] == [400, 400]
+    assert whole.layout.meta["more"] is False
+    with pytest.raises(InvalidInput, match="points '99' is not a whole number from 100 to 20000"):
+        make_figure("axis", many, {"points": "99"})
 
 
 def test_axis_has_a_subplot_per_parameter_on_its_own_scale(data: FigureData) -> None:
@@ -313,6 +325,8 @@ def test_an_empty_study_has_a_figure_with_a_note(kind: str) -> None:
     notes = {
         "curves": "Nothing has been reported yet.",
         "layers": "No layer was measured: diagnostics come from nets that a worker of this service trains.",
+        "activations": "No histogram was taken: nets that a worker of this service trains have some, if they train for "
+        "60 steps.",
         "timeline": "No worker has trained a trial yet.",
         "compute": "No trial has ended yet.",
     }
@@ -350,7 +364,8 @@ def test_strings_booleans_and_lists_have_categorical_axes_and_are_never_markup()
     points = traces(figure, "coarse")
     assert list(points[0].x) == ["relu", "&lt;b&gt;tanh&lt;/b&gt;"]
     assert list(points[1].x) == ["true", "false"]
-    drawn = "".join(make_figure(kind, data).to_json() for kind in KINDS)
+    # meta, which a page filters by, is not drawn
+    drawn = "".join(make_figure(kind, data).update_layout(meta=None).to_json() for kind in KINDS)
     assert "<b>tanh" not in drawn
     assert r"\u003cb\u003etanh" not in drawn
 

@@ -215,6 +215,31 @@ def test_layers_are_of_the_best_trial_or_the_one_asked_for(data: FigureData) -> 
         make_figure("layers", data, {"trial": "4711"})
 
 
+def test_histograms_of_the_activations_at_the_start(data: FigureData) -> None:
+    def metrics(numbers: Sequence[int]) -> list[StepMetrics]:
+        wide = {"low": -2.0, "high": 2.0, "dead": 0.25, "00": 0.5, "01": 0.5}
+        narrow = {"low": 0.0, "high": 0.01, "dead": 0.0, "00": 1.0, "01": 0.0}
+        values = {f"diag/start/layers.{i}/{key}": x for i, row in ((9, wide), (10, narrow)) for key, x in row.items()}
+        half = {"diag/start/lost/low": 0.0, "score": 0.5}
+        return [StepMetrics(n, 1, values | half) for n in numbers]
+
+    figure = make_figure("activations", replace(data, metrics=metrics), {"trial": "7"})
+    first, second = figure.data
+    assert [(trace.name, list(trace.y)) for trace in figure.data] == [
+        ("layers.9", [0.5, 0.5]),
+        ("layers.10", [1.0, 0.0]),
+    ]
+    assert (list(first.x), first.width) == ([-1.0, 1.0], 2.0)
+    assert (list(second.x), second.width) == ([0.0025, 0.0075], 0.005)
+    # Half at -1 and half at 1: the deviation from their mean 0 is 1.
+    assert figure.layout.annotations[0].text == "layers.9: spread 1, 25% dead"
+    assert figure.layout.xaxis.matches is None, "widths of 4 and 0.01 are too far apart for one axis"
+    assert "on a scale of its own" in figure.layout.title.subtitle.text
+    assert make_figure("activations", data).layout.annotations[0].text.startswith("No histogram was taken")
+    curves = make_figure("curves", replace(data, metrics=metrics))
+    assert not [name for name in curves.layout.meta["metrics"] if "start" in name]
+
+
 def test_curves_are_coloured_by_verdict_and_mark_it_at_its_epoch() -> None:
     study = spec()
     verdict = {"name": "overfitting", "epoch": 2, "evidence": {}, "advice": ""}
@@ -255,6 +280,6 @@ def test_a_sample_is_said_to_be_one(data: FigureData) -> None:
 
 
 def test_kinds_are_shown_where_they_may_have_something_to_say() -> None:
-    assert not {"rungs", "finalists", "layers"} & set(shown_kinds(spec()))
+    assert not {"rungs", "finalists", "layers", "activations"} & set(shown_kinds(spec()))
     confirmed = spec(stages=[{"name": "coarse", "trials": 4, "epochs": 3}, {"name": "confirm", "top": 2, "epochs": 3}])
     assert "finalists" in shown_kinds(confirmed)

@@ -27,7 +27,7 @@ from hpsearch_api.app import create_app
 from hpsearch_api.security import Limits
 from hpsearch_storage import open_store
 
-EXAMPLES = int(os.environ.get("HPSEARCH_FUZZ_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("HPSEARCH_FUZZ_EXAMPLES", "270"))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -47,7 +47,12 @@ STUDY: dict[str, Any] = {
 }
 CONFIG = {
     # Rules that no JSON schema can say (a name is taken, a value lies outside the study's space) are answered with 422.
-    "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "413", "422"]}},
+    "checks": {
+        "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "413", "422"]},
+        "negative_data_rejection": {
+            "expected-statuses": ["400", "401", "403", "404", "405", "409", "413", "415", "422"]
+        },
+    },
     "max-stream-events": 3,
 }
 

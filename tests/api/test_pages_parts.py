@@ -20,7 +20,7 @@ from hpsearch_api.pages.headline import headline
 from hpsearch_api.pages.neighbours import neighbours
 from hpsearch_api.pages.overview import flattened
 from hpsearch_api.pages.starting import clone, examples
-from hpsearch_api.pages.table import read_table
+from hpsearch_api.pages.table import choices_text, read_table
 from hpsearch_api.validation import validate
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -163,11 +163,27 @@ def test_the_table_reads_and_writes_ranges() -> None:
     table = read_table(spec, {"range_of": "value", "range_low": "0.5"}, ["params.lr:1e-5:0.001", "params.a.b:1:3"])
     assert table.within == (("params.lr", 1e-5, 1e-3), ("params.a.b", 1.0, 3.0), ("value", 0.5, 1e308))
     again = read_table(spec, {}, ["params.lr:1e-05:0.001"])
-    assert again.without(("params.lr", 1e-5, 1e-3)) == "?sort=-value&limit=25"
+    assert again.without("params.lr") == "?sort=-value&limit=25"
     assert "within=params.lr%3A1e-05%3A0.001" in again.address()
     for wrong in ("lr", "params.lr:a:b", "params.lr:nan:1"):
         with pytest.raises(InvalidInput, match="is no range"):
             read_table(spec, {}, [wrong])
+
+
+def test_the_table_reads_and_writes_choices() -> None:
+    space = "  a.b: {type: categorical, choices: [relu, 'x:[y', 3, true, [50, 20]]}"
+    spec = parsed(TEXT.replace("  a.b: {type: int, low: 1, high: 5}", space))
+    table = read_table(spec, {}, [], ['params.a.b:["x:[y",3,true,[50,20]]'])
+    assert table.among == (("params.a.b", ("x:[y", 3, True, [50, 20])),)
+    assert table.query().among == table.among
+    assert choices_text(table.among[0]) == 'params.a.b:["x:[y",3,true,[50,20]]'
+    assert table.without("params.a.b") == "?sort=-value&limit=25"
+    assert table.matching([{"name": "coarse", "counts": {"completed": 3}}]) is None
+    for wrong in ("params.a.b", 'params.a.b:["relu"', 'params.a.b:[{"a":1}]'):
+        with pytest.raises(InvalidInput, match="has no choices"):
+            read_table(spec, {}, [], [wrong])
+    with pytest.raises(InvalidInput, match="too many"):
+        read_table(spec, {}, [], ["params.a.b:[]"] * 21)
 
 
 def trial(number: int, **params: Any) -> Trial:
@@ -197,7 +213,7 @@ def test_documents_are_compared_by_dotted_paths() -> None:
 
 def test_memory_keeps_a_version_and_waits_where_it_may() -> None:
     now = [0.0]
-    memory = Memory(lambda: now[0])
+    memory = Memory(lambda: now[0], lambda: now[0])
     made: list[int] = []
 
     def make() -> int:

@@ -8,7 +8,7 @@ import torch
 
 from hpsearch.objective import TrainObjective
 from hpsearch.training import Member, Pack, load_dataset
-from hpsearch.training.diagnostics import SAMPLES, diagnostics, middle
+from hpsearch.training.diagnostics import BINS, MAX_LAYERS, SAMPLES, diagnostics, middle, start_histograms
 from hpsearch.training.losses import build_loss
 from hpsearch.training.models import build_model
 from hpsearch.training.optimisers import build_optimiser
@@ -107,3 +107,60 @@ def test_a_pack_reports_them_with_its_first_epoch() -> None:
         }  # fmt: skip
         assert result.metrics["diag/chance_loss"] == pytest.approx(2.302585)
         assert 2.2 < result.metrics["diag/initial_loss"] < 2.6
+
+
+def start(weights: list[list[float]], inputs: list[list[float]], **keys: Any) -> dict[str, float]:
+    """Histograms of one hidden layer with weights set by hand."""
+    model_keys = {"kind": "mlp", "hidden": [len(weights)], **keys}
+    shape = (len(inputs[0]),)
+    objectives = [objective(model=model_keys)]
+    model = build_model(objectives, input_shape=shape, n_outputs=2, input_rms=1.0, seeds=[0], device="cpu")
+    next(p for p in model.parameters if p.penalised).value[:] = torch.tensor(weights)
+    (row,) = start_histograms(model, torch.tensor(inputs))
+    return {name.removeprefix("diag/start/layers.1/"): value for name, value in row.items()}
+
+
+def test_a_histogram_at_the_start_by_hand() -> None:
+    # Activations of unit 0: 0, 3, 6, 12; of unit 1, which reads the same with −1: 0 four times, so it is dead.
+    row = start([[1.0], [-1.0]], [[0.0], [3.0], [6.0], [12.0]])
+    shares = [row.pop(f"{i:02}") for i in range(BINS)]
+    assert row == {"low": 0.0, "high": 12.0, "dead": 0.5}
+    # Bins of width 1: five zeros of eight in the first, then 3 and 6, and the highest in the last.
+    assert shares == [0.625, 0, 0, 0.125, 0, 0, 0.125, 0, 0, 0, 0, 0.125]
+
+
+def test_equal_activations_lie_in_one_bin() -> None:
+    row = start([[1.0]], [[2.0], [2.0]])
+    assert (row["low"], row["high"], row["00"], sum(row[f"{i:02}"] for i in range(BINS))) == (2.0, 2.0, 1.0, 1.0)
+
+
+def test_activations_that_are_not_finite_have_no_histogram() -> None:
+    assert start([[1.0]], [[1.0], [float("inf")]]) == {}
+
+
+def test_a_deep_net_has_histograms_of_some_layers_with_the_first_and_the_last() -> None:
+    hidden = [4] * 20
+    model = build_model(
+        [objective(model={"kind": "mlp", "hidden": hidden})] * 2,
+        input_shape=(3,), n_outputs=2, input_rms=1.0, seeds=[0, 1], device="cpu",
+    )  # fmt: skip
+    names = [activity.name for activity in model.activities(torch.ones(2, 3))]
+    rows = start_histograms(model, torch.ones(2, 3))
+    layers = list(dict.fromkeys(name.split("/")[2] for name in rows[0]))
+    assert len(rows) == 2
+    assert len(layers) == MAX_LAYERS
+    assert (layers[0], layers[-1]) == (names[0], names[-1])
+
+
+def test_histograms_are_of_the_first_epoch_of_a_training_that_is_long_enough() -> None:
+    given = objective(model={"kind": "mlp", "hidden": [8]}, batch_size=100)
+    dataset = load_dataset(given, study_seed=0)
+
+    def epochs(n: int) -> list[bool]:
+        pack = Pack([Member(given, 0)], dataset, data_seed=0, epochs=n)
+        return [any("diag/start/" in name for name in pack.train_epoch()[0].metrics) for _ in range(n)]
+
+    steps = -(-len(dataset.prepared([]).train.labels) // 100)
+    assert steps == 15  # of an epoch; a training long enough has 60
+    assert epochs(4) == [True, False, False, False]
+    assert epochs(3) == [False] * 3

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
+from browsing import until
 from feeding import Server
 
 pytestmark = pytest.mark.browser
@@ -36,14 +37,14 @@ def zoom(page: Page) -> list[float]:
     page.mouse.move(x + 0.5 * width, y + 0.5 * height, steps=4)
     page.mouse.move(x + 0.7 * width, y + 0.6 * height, steps=4)
     page.mouse.up()
-    page.wait_for_function(f"before => {X_RANGE}[0] > before[0] + 0.5", arg=before)
+    until(page, f"before => {X_RANGE}[0] > before[0] + 0.5", before)
     page.wait_for_timeout(400)  # the end of Plotly's transition
     after: list[float] = page.evaluate(X_RANGE)
     return after
 
 
 def wait_for_points(page: Page, n: int, kind: str = "map") -> None:
-    page.wait_for_function(f"([kind, n]) => ({POINTS})(kind) === n", arg=[kind, n])
+    until(page, f"([kind, n]) => ({POINTS})(kind) === n", [kind, n])
 
 
 def test_points_arrive_without_a_reload(page: Page, server: Server, make_study: Callable[..., str]) -> None:
@@ -76,7 +77,7 @@ def test_every_figure_is_drawn_when_it_comes_into_view(page: Page, make_study: C
     page.locator("[data-figure=map] select[data-query=x]").select_option("reg")
     area = "document.querySelector('[data-figure=map] .plot-area')"
     titles = f"(l => [l.xaxis.title.text, l.yaxis.title.text].join())({area}._fullLayout)"
-    page.wait_for_function(f"{titles} === 'reg (log scale),lr (log scale)'")  # they change places
+    until(page, f"{titles} === 'reg (log scale),lr (log scale)'")  # they change places
 
 
 def test_running_trials_show_and_their_curves_move(page: Page, server: Server, make_study: Callable[..., str]) -> None:
@@ -93,7 +94,7 @@ def test_running_trials_show_and_their_curves_move(page: Page, server: Server, m
     server.finish(leases)
 
 
-def test_the_table_sorts_pages_and_filters_without_a_reload(page: Page, make_study: Callable[..., str]) -> None:
+def test_the_table_sorts_and_filters_without_a_reload(page: Page, make_study: Callable[..., str]) -> None:
     study = make_study(30, trials=30)
     page.goto(f"/studies/{study}")
     page.evaluate("window.sameDocument = true")
@@ -107,17 +108,74 @@ def test_the_table_sorts_pages_and_filters_without_a_reload(page: Page, make_stu
     expect(header).to_have_attribute("aria-sort", "ascending")
     expect(rows.first.locator("a")).to_have_text("0")
 
-    page.get_by_role("link", name="Next").click()
-    expect(rows).to_have_count(5)
-    expect(rows.first.locator("a")).to_have_text("25")
-    page.get_by_role("button", name="Previous").click()
-    expect(rows).to_have_count(25)
-    expect(rows.first.locator("a")).to_have_text("0")
-
     page.get_by_label("State").select_option("diverged")
     expect(rows).to_have_text(["No trial matches."])
     assert "state=diverged" in page.url
     assert page.evaluate("window.sameDocument") is True
+
+
+def numbers(page: Page) -> list[int]:
+    return [int(text) for text in page.locator(".trials tbody td:first-child a").all_text_contents()]
+
+
+def scroll(page: Page, to: int) -> None:
+    page.locator(".rows").evaluate("(box, to) => { box.scrollTop = to; }", to)
+
+
+def test_the_table_is_fetched_while_one_scrolls_and_few_rows_are_there(
+    page: Page, make_study: Callable[..., str]
+) -> None:
+    study = make_study(400, trials=400)
+    page.goto(f"/studies/{study}?sort=number")
+    assert numbers(page) == list(range(25))
+    expect(page.locator("table.trials")).to_have_attribute("aria-rowcount", "401")
+    while not page.get_by_role("link", name="399", exact=True).count():
+        scroll(page, 10**6)
+        page.wait_for_timeout(30)
+    shown = numbers(page)
+    assert shown == list(range(shown[0], 400)), "no gap, and none twice"
+    assert len(shown) <= 200
+    last = page.locator(".trials tr", has=page.get_by_role("link", name="399", exact=True))
+    expect(last).to_have_attribute("aria-rowindex", "401")
+    scroll(page, 0)
+    expect(page.get_by_role("link", name="0", exact=True)).to_be_visible()
+    until(page, "!document.querySelector('.trials').textContent.includes('399')")
+    assert numbers(page)[:25] == list(range(25))
+
+
+def test_a_table_scrolled_to_a_place_stays_there_when_trials_arrive(
+    page: Page, server: Server, make_study: Callable[..., str]
+) -> None:
+    study = make_study(200, trials=300)
+    page.goto(f"/studies/{study}?sort=number&state=completed")
+    while not page.get_by_role("link", name="120", exact=True).count():
+        scroll(page, 10**6)
+        page.wait_for_timeout(30)
+    place = page.get_by_role("link", name="120", exact=True)
+    place.focus()
+    before = place.bounding_box()
+    server.feed(study, 10)
+    expect(page.locator(".matching")).to_have_text("210 trials")
+    page.wait_for_timeout(300)
+    after = place.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert after["y"] == pytest.approx(before["y"], abs=2)  # the place scrolled to is kept in whole pixels
+    expect(place).to_be_focused()
+
+
+def test_arrow_keys_go_from_row_to_row(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(60, trials=60)
+    page.goto(f"/studies/{study}?sort=number")
+    page.locator(".rows").focus()
+    for _ in range(31):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_timeout(30)
+    expect(page.get_by_role("link", name="30", exact=True)).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    expect(page.get_by_role("link", name="29", exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/studies/{study}/trials/29")
 
 
 def test_a_click_on_a_row_opens_the_trial(page: Page, make_study: Callable[..., str]) -> None:
@@ -140,7 +198,7 @@ def test_the_theme_follows_the_system_and_the_button(page: Page, make_study: Cal
     assert (page.evaluate(background), page.evaluate(font)) == ("rgb(246, 247, 249)", "rgb(26, 33, 41)")
     page.get_by_role("button", name="Dark theme").click()
     assert page.evaluate(background) == "rgb(15, 19, 24)"
-    page.wait_for_function(f"{font} === 'rgb(230, 234, 240)'")
+    until(page, f"{font} === 'rgb(230, 234, 240)'")
     page.reload()
     assert page.evaluate(background) == "rgb(15, 19, 24)"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
+from browsing import until
 from feeding import Server
 
 pytestmark = pytest.mark.browser
@@ -93,7 +94,7 @@ def test_a_brush_filters_the_table_and_a_row_opens(page: Page, make_study: Calla
     chip = page.locator(".chip")
     expect(chip).to_contain_text("lr")
     shown = page.locator(".trials tbody tr")
-    page.wait_for_function("document.querySelectorAll('.trials tbody tr').length < 25")
+    until(page, "document.querySelectorAll('.trials tbody tr').length < 25")
     values = [float(text) for text in shown.locator("td:nth-child(3)").all_text_contents()]
     # The middle of 1e-6 to 1e-2 on a log scale is 1e-4; the mouse is exact to a pixel.
     assert values
@@ -102,6 +103,39 @@ def test_a_brush_filters_the_table_and_a_row_opens(page: Page, make_study: Calla
     expect(shown).to_have_count(25)
     shown.first.locator("td").nth(3).click()
     page.wait_for_url(f"**/studies/{study}/trials/*")
+
+
+def test_a_brush_over_an_axis_of_choices_filters_by_them(
+    page: Page, server: Server, make_study: Callable[..., str]
+) -> None:
+    choices = ["relu", "tanh", [1, "x:y"], True]
+    space = {
+        "act": {"type": "categorical", "choices": choices},
+        "lr": {"type": "float", "low": 1e-6, "high": 1e-2, "log": True},
+    }
+    study = make_study(space=space, trials=40)
+    given = [{"params": {"act": choice, "lr": 1e-4}, "value": 0.5} for choice in choices]
+    server.post(f"/studies/{study}/trials", {"trials": given})
+    page.goto(f"/studies/{study}")
+    figure = page.locator("[data-figure=parallel]")
+    figure.scroll_into_view_if_needed()
+    page.wait_for_selector("[data-figure=parallel][data-drawn]")
+    area = figure.locator(".nsewdrag").first.bounding_box()
+    assert area is not None
+    # Choices stand at 1/8, 3/8, 5/8, 7/8 of the first axis, that of act: a box from 0.3 to 1 holds all but relu.
+    x0 = area["x"] + area["width"] * 0.35 / 2.7
+    y = [area["y"] + area["height"] * (1.14 - place) / 1.18 for place in (1.0, 0.3)]
+    page.mouse.move(x0 - 30, y[0])
+    page.mouse.down()
+    page.mouse.move(x0, y[1] - 10, steps=5)
+    page.mouse.move(x0 + 30, y[1], steps=5)
+    page.mouse.up()
+    expect(page.locator(".chip")).to_contain_text("tanh, [1, x:y], true")
+    cells = page.locator(".trials tbody td:nth-child(3)")
+    expect(cells).to_have_count(3)
+    assert set(cells.all_text_contents()) == {"tanh", "[1, x:y]", "true"}
+    page.locator(".chip a").click()
+    expect(cells).to_have_count(4)
 
 
 def test_ranges_can_be_typed(page: Page, make_study: Callable[..., str]) -> None:

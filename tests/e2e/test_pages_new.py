@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from browsing import until
 from feeding import Server
 from processes import House
 
@@ -121,7 +122,7 @@ def test_from_the_editor_to_the_extended_stage(house: House, sqlite_url: str, ow
     expect(page.locator("#checks-title")).to_contain_text("passed", timeout=60_000)
     page.locator("[data-figure=axis]").scroll_into_view_if_needed()
     points = "document.querySelector('[data-figure=axis] .plot-area')._fullData?.[0]?.x?.length ?? 0"
-    page.wait_for_function(f"{points} > 0", timeout=60_000)
+    until(page, f"{points} > 0", timeout_seconds=60)
     expect(page.locator("#conclusion .advice")).to_contain_text("Widen lr to", timeout=60_000)
     narrow = float(client.study("narrow").read()["best"]["value"])
     page.get_by_role("button", name="Open coarse-wider").click()

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from hpsearch.space import CategoricalParam
 from hpsearch.trial import Trial
 from hpsearch_api.figures.data import FigureData, thin, values_of
 from hpsearch_api.figures.points import crosses, customdata, hover, stars
@@ -32,16 +33,20 @@ MAX_POINTS = 20_000
 ROW_HEIGHT = 260
 
 
-def axis_figure(data: FigureData, *, params: list[str] | None = None, columns: int | None = None) -> go.Figure:
+def axis_figure(
+    data: FigureData, *, params: list[str] | None = None, columns: int | None = None, points: int | None = None
+) -> go.Figure:
     """One subplot per parameter on its own scale.
 
     Dashed lines are the ends of the study's range, bands the ranges of later stages; points have the colour of their
-    stage, the best three are stars, and diverged trials red crosses beyond the worst value.
+    stage, the best three are stars, and diverged trials red crosses beyond the worst value. ``layout.meta.more`` says
+    whether trials with a value are left out that a higher limit would show.
 
     Args:
         data: the study.
         params: these parameters of the space; the first :data:`MAX_PARAMS` if not given.
         columns: subplots in a row; at most 3 if not given.
+        points: at most so many over all subplots; :data:`MAX_POINTS` if not given.
     """
     names = params or list(data.space)[:MAX_PARAMS]
     notes = [missing_note(data), data.sample_note]
@@ -58,8 +63,9 @@ def axis_figure(data: FigureData, *, params: list[str] | None = None, columns: i
         horizontal_spacing=0.05 if n_columns > 1 else 0,
         vertical_spacing=min(70 / plot, 0.9 / (n_rows - 1)) if n_rows > 1 else 0,
     )
-    shown, note = thin(data.valued(), MAX_POINTS // len(names), keep=data.best())
-    diverged, _ = thin(data.diverged(), MAX_POINTS // len(names))
+    limit = (points or MAX_POINTS) // len(names)
+    shown, note = thin(data.valued(), limit, keep=data.best())
+    diverged, _ = thin(data.diverged(), limit)
     values = metric_scale(data)
     shapes: list[dict[str, Any]] = []
     for i, name in enumerate(names):
@@ -71,7 +77,8 @@ def axis_figure(data: FigureData, *, params: list[str] | None = None, columns: i
         shapes += _ranges(data, scale, "" if i == 0 else str(i + 1))
         fig.update_xaxes(scale.axis(), **place)
         fig.update_yaxes(values.axis(metric_title(data) if column == 0 else ""), **place)
-    fig.update_layout(shapes=shapes, annotations=_flags(data, names), meta={"brush": _brush(names)})
+    more = bool(note) and limit < MAX_POINTS // len(names)
+    fig.update_layout(shapes=shapes, annotations=_flags(data, names), meta={"brush": _brush(data, names), "more": more})
     title = f"{plain(data.spec.metric.name)} against each parameter"
     return finish(fig, title=title, notes=[*notes, note], height=height)
 
@@ -163,9 +170,10 @@ def _flags(data: FigureData, names: list[str]) -> list[dict[str, Any]]:
     return texts
 
 
-def _brush(names: list[str]) -> dict[str, str]:
-    """What each axis is of, so that a page can turn a box into a filter."""
+def _brush(data: FigureData, names: list[str]) -> dict[str, str]:
+    """What each axis with numbers is of, so that a page can turn a box into a filter."""
+    numeric = {i: name for i, name in enumerate(names) if not isinstance(data.space[name], CategoricalParam)}
     return {
-        **{f"x{'' if i == 0 else i + 1}": f"params.{name}" for i, name in enumerate(names)},
+        **{f"x{'' if i == 0 else i + 1}": f"params.{name}" for i, name in numeric.items()},
         **{f"y{'' if i == 0 else i + 1}": "value" for i in range(len(names))},
     }

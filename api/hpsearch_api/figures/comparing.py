@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from hpsearch.trial import TrialState
 from hpsearch_api.figures.data import FigureData
-from hpsearch_api.figures.style import compact, finish, metric_title, missing_note, plain, stage_color
+from hpsearch_api.figures.style import before_drawing, compact, finish, metric_title, missing_note, plain, stage_color
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
@@ -19,6 +19,7 @@ def compare_figure(studies: Sequence[FigureData]) -> go.Figure:
 
     Studies whose metric has another name are drawn all the same; the note says so.
     """
+    before_drawing()
     fig = go.Figure()
     for i, data in enumerate(studies):
         ended = sorted((t for t in data.trials if t.ended_at is not None), key=lambda t: (str(t.ended_at), t.number))
@@ -49,4 +50,4 @@ def compare_figure(studies: Sequence[FigureData]) -> go.Figure:
     epochs_axis = {"title": {"text": "epochs trained, over all trials"}}
     fig.update_layout(xaxis=epochs_axis, yaxis={"title": {"text": metric_title(studies[0])}})
     notes = [missing_note(studies[0]) if not fig.data else "", plain(note)]
-    return finish(fig, title="Best value so far", notes=notes, height=420)
+    return finish(fig, title="Best value so far", notes=notes, height=420).update_layout(legend_itemsizing="trace")

@@ -14,6 +14,7 @@ from hpsearch.document import unknown
 from hpsearch.errors import InvalidInput, NotFound
 from hpsearch.objective import TrainObjective, train_metrics
 from hpsearch.trial import StepMetrics, Trial, TrialState
+from hpsearch_api.figures.activations import START
 from hpsearch_api.figures.data import FigureData
 from hpsearch_api.figures.scales import spans_decades
 from hpsearch_api.figures.style import (
@@ -85,11 +86,7 @@ def curves_figure(data: FigureData, *, metric: str | None = None, by: str = "sta
         fig.update_xaxes(dtick=1)
     title = f"{plain(name)} per {step_title(data)}"
     notes = [NOTHING if not curves else "", note]
-    return (
-        finish(fig, title=title, notes=notes, height=440)
-        .update_layout(legend_itemsizing="trace")
-        .update_layout(legend_itemsizing="trace")
-    )
+    return finish(fig, title=title, notes=notes, height=440).update_layout(legend_itemsizing="trace")
 
 
 def trial_figure(data: FigureData, *, number: int, columns: int | None = None) -> go.Figure:
@@ -149,12 +146,12 @@ def _mark(fig: go.Figure, verdict: dict[str, Any], *, first: bool, **place: int)
 
 
 def metric_names(data: FigureData, reported: list[StepMetrics]) -> list[str]:
-    """What curves can be drawn of: the study's metric first."""
+    """What curves can be drawn of: the study's metric first, and no histograms."""
     names = dict.fromkeys([data.spec.metric.name])
     if isinstance(data.spec.objective, TrainObjective):
         names |= dict.fromkeys(train_metrics(data.spec.objective))
     for step in reported:
-        names |= dict.fromkeys(step.values)
+        names |= dict.fromkeys(name for name in step.values if not name.startswith(START))
     return list(names)
 
 

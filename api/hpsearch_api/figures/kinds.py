@@ -12,7 +12,8 @@ from hpsearch.errors import InvalidInput, NotFound
 from hpsearch.methods import NoStopping
 from hpsearch.objective import TrainObjective
 from hpsearch.spec import StudySpec
-from hpsearch_api.figures.axis import axis_figure
+from hpsearch_api.figures.activations import activations_figure
+from hpsearch_api.figures.axis import MAX_POINTS, axis_figure
 from hpsearch_api.figures.confirming import agreement_figure, finalists_figure
 from hpsearch_api.figures.curves import BY, curves_figure, trial_figure
 from hpsearch_api.figures.data import FigureData
@@ -23,6 +24,7 @@ from hpsearch_api.figures.map import map_figure
 from hpsearch_api.figures.parallel import parallel_figure
 from hpsearch_api.figures.rungs import rungs_figure
 from hpsearch_api.figures.slices import slice_figure
+from hpsearch_api.figures.style import before_drawing
 from hpsearch_api.figures.work import compute_figure, timeline_figure
 
 Query = Mapping[str, str]
@@ -56,6 +58,7 @@ def shown_kinds(spec: StudySpec) -> list[str]:
         "finalists": any(stage.top is not None for stage in spec.stages),
         "agreement": any(stage.n_epochs > 1 for stage in spec.stages),
         "layers": isinstance(spec.objective, TrainObjective),
+        "activations": isinstance(spec.objective, TrainObjective),
     }
     return [kind for kind in KINDS if needs.get(kind, True)]
 
@@ -74,13 +77,15 @@ def make_figure(kind: str, data: FigureData, query: Query | None = None) -> go.F
         if name not in KINDS[kind].parameters:
             known = list(KINDS[kind].parameters)
             raise InvalidInput(unknown(name, known, what="query parameter") if known else f"{kind} takes no {name!r}")
+    before_drawing()
     return KINDS[kind].make(data, query)
 
 
 def _axis(data: FigureData, query: Query) -> go.Figure:
     names = [_param(data, name) for name in query["params"].split(",")] if "params" in query else None
     columns = _whole(query, "columns", low=1, high=6)
-    return axis_figure(data, params=names, columns=columns)
+    points = _whole(query, "points", low=100, high=MAX_POINTS)
+    return axis_figure(data, params=names, columns=columns, points=points)
 
 
 def _map(data: FigureData, query: Query) -> go.Figure:
@@ -109,6 +114,11 @@ def _layers(data: FigureData, query: Query) -> go.Figure:
     return layers_figure(data, number=_whole(query, "trial", low=0, high=2**53))
 
 
+def _activations(data: FigureData, query: Query) -> go.Figure:
+    columns = _whole(query, "columns", low=1, high=6)
+    return activations_figure(data, number=_whole(query, "trial", low=0, high=2**53), columns=columns)
+
+
 def _plainly(make: Callable[[FigureData], go.Figure]) -> Callable[[FigureData, Query], go.Figure]:
     """A figure that takes no parameters."""
     return lambda data, _: make(data)
@@ -135,7 +145,11 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             "axis",
             "Metric against each parameter",
-            {"params": "parameters, separated by commas", "columns": "subplots in a row, 1 to 6"},
+            {
+                "params": "parameters, separated by commas",
+                "columns": "subplots in a row, 1 to 6",
+                "points": f"at most so many over all subplots, 100 to {MAX_POINTS}",
+            },
             _axis,
         ),
         Kind("map", "Map of two parameters", {"x": "a parameter", "y": "another"}, _map),
@@ -156,6 +170,13 @@ KINDS: Mapping[str, Kind] = {
             group=HOW,
         ),
         Kind("layers", "Layers", {"trial": "of this trial, the best one by default"}, _layers, group=HOW),
+        Kind(
+            "activations",
+            "Activations at the start",
+            {"trial": "of this trial, the best one by default", "columns": "subplots in a row, 1 to 6"},
+            _activations,
+            group=HOW,
+        ),
         Kind("rungs", "Stopped early", {}, _plainly(rungs_figure), group=HOW),
         Kind("finalists", "Finalists", {}, _plainly(finalists_figure), group=SURE),
         Kind("agreement", "Rank agreement between epoch budgets", {}, _plainly(agreement_figure), group=SURE),

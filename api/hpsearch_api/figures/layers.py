@@ -24,26 +24,29 @@ def layers_figure(data: FigureData, *, number: int | None = None) -> go.Figure:
     Raises:
         NotFound: no such trial.
     """
-    trial = _chosen(data, number)
+    trial = chosen(data, number)
     reported = [] if trial is None else data.metrics([trial.number])
     names = {prefix: [n for n in _names(reported) if n.startswith(prefix)] for prefix in (DEAD, UPDATE)}
     if trial is None or not any(names.values()):
         return finish(go.Figure(), title="Layers", notes=[NOTHING], height=300)
     fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    layers: list[str] = []
     for column, (prefix, found) in enumerate(names.items(), 1):
-        for i, name in enumerate(found):
+        for name in found:
             layer = plain(name.removeprefix(prefix))
-            values = [step.values.get(name, math.nan) for step in reported]
+            is_new = layer not in layers
+            layers += [layer] * is_new
+            seen = {s.step: s.values[name] for s in reported if math.isfinite(s.values.get(name, math.nan))}
             fig.add_trace(
                 go.Scatter(
                     mode="lines+markers",
                     name=layer,
                     legendgroup=layer,
-                    showlegend=column == 1 or layer not in [plain(n.removeprefix(DEAD)) for n in names[DEAD]],
-                    x=[step.step for step in reported],
-                    y=[value if math.isfinite(value) else None for value in values],
-                    line={"color": stage_color(i)},
-                    customdata=[[trial.number]] * len(reported),
+                    showlegend=is_new,
+                    x=list(seen),
+                    y=list(seen.values()),
+                    line={"color": stage_color(layers.index(layer))},
+                    customdata=[[trial.number]] * len(seen),
                     hovertemplate=f"{layer}, epoch %{{x}}: <b>%{{y:.3~g}}</b><extra></extra>",
                 ),
                 row=1,
@@ -57,7 +60,12 @@ def layers_figure(data: FigureData, *, number: int | None = None) -> go.Figure:
     return finish(fig, title=f"Layers of trial {trial.number}", notes=notes, height=380)
 
 
-def _chosen(data: FigureData, number: int | None) -> Trial | None:
+def chosen(data: FigureData, number: int | None) -> Trial | None:
+    """The trial of a number, or the best one without a number; None where no trial has completed.
+
+    Raises:
+        NotFound: no such trial.
+    """
     if number is None:
         return next(iter(data.best()), None)
     found = next((t for t in data.trials if t.number == number), None)

@@ -23,6 +23,7 @@ from hpsearch_api.figures.style import (
 )
 from hpsearch_api.figures.surrogate import surrogate
 
+Ends = tuple[float | str, float | str]
 MAX_POINTS = 60_000
 N_PLACES = 40
 """Along each side of the grid that the contour is drawn over."""
@@ -60,12 +61,13 @@ def map_figure(data: FigureData, *, x: str | None = None, y: str | None = None) 
     best = data.best()
     if best:
         fig.add_trace(stars(data, best, x=across.column(best), y=up.column(best)).update(marker_color="white"))
+    brush = {side: f"params.{scale.name}" for side, scale in (("x", across), ("y", up)) if not scale.labels}
     fig.update_layout(
         xaxis=across.axis(),
         yaxis=up.axis(),
         coloraxis=_colors(data),
-        meta={"brush": {"x": f"params.{x}", "y": f"params.{y}"}},
-        shapes=[box for index in range(len(data.stages)) if (box := _box(data, across, up, index))],
+        meta={"brush": brush},
+        shapes=_boxes(data, across, up),
     )
     title = f"{plain(data.spec.metric.name)} over {plain(x)} × {plain(y)}"
     return finish(fig, title=title, notes=[missing_note(data), note, data.sample_note], height=500)
@@ -158,13 +160,18 @@ def _colors(data: FigureData) -> dict[str, Any]:
     return colors
 
 
-def _box(data: FigureData, across: ParamScale, up: ParamScale, index: int) -> dict[str, Any] | None:
-    """The outline of a stage's ranges, with its name."""
-    stage = data.stages[index]
-    sides, floors = across.bounds(stage.space), up.bounds(stage.space)
-    if sides is None or floors is None:
-        return None
-    color = stage_color(index)
+def _boxes(data: FigureData, across: ParamScale, up: ParamScale) -> list[dict[str, Any]]:
+    """The outlines of the stages' ranges; stages of equal ranges share one, with all of their names."""
+    found: dict[tuple[Ends, Ends], list[int]] = {}
+    for index, stage in enumerate(data.stages):
+        sides, floors = across.bounds(stage.space), up.bounds(stage.space)
+        if sides is not None and floors is not None:
+            found.setdefault((sides, floors), []).append(index)
+    return [_box(data, sides, floors, stages=stages) for (sides, floors), stages in found.items()]
+
+
+def _box(data: FigureData, sides: Ends, floors: Ends, *, stages: list[int]) -> dict[str, Any]:
+    color = stage_color(stages[0])
     return {
         "type": "rect",
         "layer": "above",
@@ -172,9 +179,9 @@ def _box(data: FigureData, across: ParamScale, up: ParamScale, index: int) -> di
         "x1": sides[1],
         "y0": floors[0],
         "y1": floors[1],
-        "line": {"color": color, "width": 1.5, "dash": "dash" if index == 0 else "solid"},
+        "line": {"color": color, "width": 1.5, "dash": "dash" if stages[0] == 0 else "solid"},
         "label": {
-            "text": plain(stage.name),
+            "text": plain(", ".join(data.stages[index].name for index in stages)),
             "textposition": "top left",
             "font": {"color": color, "size": 11},
             "padding": 3,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from hpsearch.space import Value
 from hpsearch.trial import Trial
 from hpsearch_api.figures.data import FigureData, values_of
 from hpsearch_api.figures.map import COLORS
@@ -23,7 +24,10 @@ MAX_LINES = 400
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One upright axis. ``low`` and ``high`` stand at 0 and 1, in logarithms (base 10) if ``log``."""
+    """One upright axis. ``low`` and ``high`` stand at 0 and 1, in logarithms (base 10) if ``log``; labels from 0 up.
+
+    ``choices``: those that each label stands for.
+    """
 
     key: str
     title: str
@@ -31,6 +35,7 @@ class Axis:
     high: float
     log: bool
     labels: tuple[str, ...] = ()
+    choices: tuple[tuple[Value, ...], ...] = ()
 
     def place(self, value: Any) -> float | None:
         """Where a value lies, 0 at the foot; None for what is missing."""
@@ -85,15 +90,15 @@ def parallel_figure(data: FigureData) -> go.Figure:
         notes=[note if len(shown) < len(trials) else "", data.sample_note],
         height=440,
     )
-    hidden = {"showgrid": False, "showticklabels": False, "showline": False, "title": {"text": ""}, "fixedrange": True}
-    fig.update_xaxes(hidden, range=[-0.35, len(axes) - 0.65])
-    fig.update_yaxes(hidden, range=[-0.04, 1.14])
+    hidden = {"showgrid": False, "showticklabels": False, "showline": False, "ticks": "", "fixedrange": True}
+    fig.update_xaxes(hidden, title={"text": ""}, range=[-0.35, len(axes) - 0.65])
+    fig.update_yaxes(hidden, title={"text": ""}, range=[-0.04, 1.14])
     return fig
 
 
 def _of_param(scale: ParamScale) -> Axis:
     if scale.labels:
-        return Axis(f"params.{scale.name}", scale.name, 0.0, 1.0, False, scale.labels)
+        return Axis(f"params.{scale.name}", scale.name, 0.0, 1.0, False, scale.labels, scale.choices)
     assert scale.outer is not None
     low, high = (math.log10(end) for end in scale.outer) if scale.log else scale.outer
     return Axis(f"params.{scale.name}", scale.name, low, high if high > low else low + 1.0, scale.log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from hpsearch.methods import NoStopping
-from hpsearch.search.stopping import RungCount, count_rungs, saved_epochs
+from hpsearch.search.stopping import RungCount, count_rungs
 from hpsearch_api.figures.data import FigureData
 from hpsearch_api.figures.style import NEUTRAL, finish, missing_note, plain, stage_color, step_title
 
@@ -28,7 +28,7 @@ def rungs_figure(data: FigureData) -> go.Figure:
         found = count_rungs(stage.spec.early_stopping, trials, stage.spec.n_epochs)
         counts += found
         labels += [f"{plain(stage.name)} · {word} {count.step}" for count in found]
-        saved += saved_epochs(stage.spec.early_stopping, trials, stage.spec.n_epochs)
+        saved += sum(count.saved_epochs for count in found)
         planned += stage.n_trials * stage.spec.n_epochs
     fig = go.Figure()
     if any(count.n_reached for count in counts):

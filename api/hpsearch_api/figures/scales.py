@@ -29,6 +29,7 @@ class ParamScale:
         ends: ``low`` and ``high`` in the study's space; None for a categorical parameter.
         outer: the widest range that any stage has.
         labels: the choices as they are drawn; empty for a number.
+        choices: what each label stands for; of choices that read the same all.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ParamScale:
     ends: tuple[float, float] | None
     outer: tuple[float, float] | None
     labels: tuple[str, ...]
+    choices: tuple[tuple[Value, ...], ...] = ()
 
     def column(self, trials: Sequence[Trial]) -> npt.NDArray[Any]:
         """The trials' values of this parameter: numbers, or labels where it is categorical."""
@@ -81,7 +83,10 @@ def param_scale(data: FigureData, name: str) -> ParamScale:
     spaces: list[Param] = [own, *(s.space[name] for s in data.stages if name in s.space)]
     if isinstance(own, CategoricalParam):
         choices = [c for param in spaces if isinstance(param, CategoricalParam) for c in param.choices]
-        return ParamScale(name, False, None, None, tuple(dict.fromkeys(label(choice) for choice in choices)))
+        told: dict[str, dict[str, Value]] = {}
+        for choice in choices:
+            told.setdefault(label(choice), {})[repr(choice)] = choice
+        return ParamScale(name, False, None, None, tuple(told), tuple(tuple(each.values()) for each in told.values()))
     ranges = [(float(p.low), float(p.high)) for p in spaces if not isinstance(p, CategoricalParam)]
     outer = (min(low for low, _ in ranges), max(high for _, high in ranges))
     return ParamScale(name, own.log, ranges[0], outer, ())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
+from functools import lru_cache
 from typing import Any
 
 import plotly.graph_objects as go
@@ -23,6 +25,22 @@ GRID = "rgba(128,138,150,0.22)"
 BAND_OPACITY = 0.09
 WEBGL_FROM = 2000
 """More points than this are drawn with WebGL: SVG takes a node for each."""
+
+
+@lru_cache(maxsize=1)
+def before_drawing() -> None:
+    """Have loaded what figures and flags need: the first of them waits for it, and not the start of a server.
+
+    Call it before the time is taken that an answer costs, which says how often it is worked out anew. Plotly takes
+    pandas from sys.modules, even while another thread (Optuna's importances) is half through importing it; and it loads
+    most of itself with the first figure.
+    """
+    import scipy.stats  # noqa: F401 - heavy
+
+    with contextlib.suppress(ModuleNotFoundError):
+        import pandas  # noqa: F401 - heavy
+    for trace in (go.Scatter, go.Scattergl, go.Bar):
+        go.Figure(trace(x=[0], y=[0])).to_json()
 
 
 def stage_color(index: int) -> str:
@@ -93,9 +111,11 @@ def finish(fig: go.Figure, *, title: str, notes: list[str], height: int) -> go.F
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemsizing": "constant"},
         uirevision="keep",
     )
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "showline": True, "automargin": True}
+    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "showline": True}
     fig.update_xaxes(axis)
     fig.update_yaxes(axis)
+    for each in (*fig.select_xaxes(), *fig.select_yaxes()):  # numbers fit the margins; to measure texts takes time
+        each.automargin = each.type == "category" or each.ticktext is not None
     if not fig.data and said:
         fig.add_annotation(
             text=said[0], x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14, "color": NEUTRAL}

@@ -10,6 +10,7 @@ from hpsearch.coordinator import Coordinator
 from hpsearch.store import TrialQuery
 from hpsearch.study import Study, StudyState
 from hpsearch.trial import TrialState
+from hpsearch_api.figures.style import before_drawing
 from hpsearch_api.memory import Memory
 from hpsearch_api.pages.formats import widest
 from hpsearch_api.pages.headline import headline
@@ -33,6 +34,7 @@ def board(coordinator: Coordinator, memory: Memory, study: Study, *, wait: bool)
     if wait or study.next_number <= MANY or memory.has(key):
         version = coordinator.store.last_event(study.id)
         patient = study.state is StudyState.RUNNING
+        before_drawing()
         found = memory.get(key, version, lambda: _findings(coordinator, memory, study), patient=patient)
     flags = None
     if found is not None:

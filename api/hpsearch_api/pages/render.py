@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import plotly
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpsearch_api.pages import formats
-from hpsearch_api.pages.table import range_text
+from hpsearch_api.pages.files import static_url
+from hpsearch_api.pages.table import choices_text, range_text
 
 HERE = Path(__file__).parent
-STATIC = HERE / "static"
 
 HEADERS = {
     "Referrer-Policy": "same-origin",
@@ -29,9 +26,11 @@ POLICY = (
     "default-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "object-src 'none'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'; script-src 'self'"
 )
-# Plotly compiles its WebGL drawing with the Function constructor: without this, many points stay invisible. It also
-# writes style attributes; its style rules go into a sheet of ours (plotly.css), so no style element is allowed.
-POLICY_WITH_FIGURES = f"{POLICY} 'unsafe-eval'; style-src-attr 'unsafe-inline'"
+# Plotly writes style attributes; its style rules go into a sheet of ours (plotly.css), so no style element is allowed.
+POLICY_WITH_FIGURES = f"{POLICY}; style-src-attr 'unsafe-inline'"
+
+FEW_POINTS = 900
+"""So many of its points the first figure of a page has at first: they are drawn in a quarter of a second."""
 
 FILTERS = (
     "bar", "change", "count", "duration", "editable", "extent", "fixed", "methods", "moment", "place", "plural",
@@ -52,26 +51,6 @@ def part(template: str, **values: Any) -> HTMLResponse:
     return render(f"parts/{template}", **values)
 
 
-@lru_cache(maxsize=256)
-def static_url(path: str) -> str:
-    """Address of a static file, with a version in it so that browsers may keep it for good."""
-    if path == "plotly.min.js":
-        key = version("plotly")
-    else:
-        key = hashlib.sha256((STATIC / path).read_bytes()).hexdigest()[:12]
-    return f"/static/{path}?v={key}"
-
-
-@lru_cache(maxsize=1)
-def plotly_sheets() -> list[str]:
-    """Ids of the style elements that Plotly adds for maps, unless the page has something of that id already.
-
-    The policy allows no style element, and no figure here is a geographic map.
-    """
-    script = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_text()
-    return re.findall(r'getElementById\("([0-9a-f]{64})"\)', script)
-
-
 def _segment(text: object) -> str:
     return quote(str(text), safe="")
 
@@ -85,8 +64,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"static": static_url, "plotly_sheets": plotly_sheets, "app_version": version("hpsearch")}
-    environment.filters["range_query"] = range_text
+    environment.globals |= {"static": static_url, "few_points": FEW_POINTS, "app_version": version("hpsearch")}
+    environment.filters |= {"range_query": range_text, "choices_query": choices_text}
     for name in FILTERS:
         environment.filters[name] = getattr(formats, name)
     environment.filters["segment"] = _segment

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from pydantic import TypeAdapter
+
 from hpsearch.document import unknown
 from hpsearch.errors import InvalidInput
+from hpsearch.space import Value
 from hpsearch.spec import StudySpec
 from hpsearch.store import TrialQuery
 from hpsearch.trial import TrialState
@@ -18,6 +22,7 @@ from hpsearch.verdicts import NAMES
 PAGE_SIZES = (25, 50, 100, 250)
 MAX_PARAM_COLUMNS = 16
 MAX_RANGES = 20
+_CHOICES: TypeAdapter[list[Value]] = TypeAdapter(list[Value])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Table:
     limit: int = PAGE_SIZES[0]
     after: str | None = None
     within: tuple[tuple[str, float, float], ...] = ()
+    among: tuple[tuple[str, tuple[Value, ...]], ...] = ()
 
     def query(self) -> TrialQuery:
         """What to ask of the store."""
@@ -52,6 +58,7 @@ class Table:
             states=states,
             verdict=self.verdict,
             within=self.within,
+            among=self.among,
             sort=self.sort,
             limit=self.limit,
             after=self.after,
@@ -62,11 +69,13 @@ class Table:
         table = replace(self, **({"after": None} | changes))
         shown = {name: getattr(table, name) for name in ("stage", "state", "verdict", "sort", "limit", "after")}
         shown["within"] = [range_text(given) for given in table.within]
+        shown["among"] = [choices_text(given) for given in table.among]
         return "?" + urlencode({name: value for name, value in shown.items() if value is not None}, doseq=True)
 
-    def without(self, given: tuple[str, float, float]) -> str:
-        """The query string of this table without one of its ranges."""
-        return self.address(within=tuple(each for each in self.within if each != given))
+    def without(self, key: str) -> str:
+        """The query string of this table without its range or choices of a key."""
+        within = tuple(each for each in self.within if each[0] != key)
+        return self.address(within=within, among=tuple(each for each in self.among if each[0] != key))
 
     def order(self, column: Column) -> str:
         """Value of ``aria-sort`` for a column."""
@@ -81,14 +90,22 @@ class Table:
 
     def matching(self, stages: list[dict[str, Any]]) -> int | None:
         """How many trials there are on all pages, from the stages' counts; None where those do not tell."""
-        if self.verdict is not None or self.within:
+        if self.verdict is not None or self.within or self.among:
             return None
         chosen = [stage["counts"] for stage in stages if self.stage in (None, stage["name"])]
         return sum(int(n) for counts in chosen for state, n in counts.items() if self.state in (None, state))
 
 
-def read_table(spec: StudySpec, query: Mapping[str, str], ranges: Sequence[str] = ()) -> Table:
-    """The table that an address asks for; the best trials first if it does not say. ``ranges``: every ``within``.
+def read_table(
+    spec: StudySpec, query: Mapping[str, str], ranges: Sequence[str] = (), choices: Sequence[str] = ()
+) -> Table:
+    """The table that an address asks for; the best trials first if it does not say.
+
+    Args:
+        spec: of the study.
+        query: of the address.
+        ranges: every ``within`` of it, as :func:`range_text` writes them.
+        choices: every ``among`` of it, as :func:`choices_text` writes them.
 
     Raises:
         InvalidInput: an unknown state, or a page size that is none.
@@ -123,6 +140,7 @@ def read_table(spec: StudySpec, query: Mapping[str, str], ranges: Sequence[str] 
         limit=int(size),
         after=query.get("after") or None,
         within=_ranges(ranges, query),
+        among=_all_choices(choices),
     )
 
 
@@ -130,6 +148,27 @@ def range_text(given: tuple[str, float, float]) -> str:
     """A range as an address has it: ``params.lr:1e-05:0.001``."""
     key, low, high = given
     return f"{key}:{low!r}:{high!r}"
+
+
+def choices_text(given: tuple[str, tuple[Value, ...]]) -> str:
+    """Some choices of a parameter as an address has them: ``params.model.init:["he","xavier"]``."""
+    key, choices = given
+    return f"{key}:{json.dumps(choices, ensure_ascii=False, separators=(',', ':'))}"
+
+
+def _all_choices(texts: Sequence[str]) -> tuple[tuple[str, tuple[Value, ...]], ...]:
+    if len(texts) > MAX_RANGES:
+        raise InvalidInput(f"choices of {len(texts)} parameters are too many: give at most {MAX_RANGES}")
+    return tuple(_choices(text) for text in texts)
+
+
+def _choices(text: str) -> tuple[str, tuple[Value, ...]]:
+    key, _, told = text.partition(":[")
+    try:
+        choices = _CHOICES.validate_json(f"[{told}")
+    except ValueError:
+        raise InvalidInput(f"among {text!r} has no choices: give NAME:[CHOICE,…], such as batch_size:[32,64]") from None
+    return key, tuple(choices)
 
 
 def _ranges(texts: Sequence[str], query: Mapping[str, str]) -> tuple[tuple[str, float, float], ...]:

@@ -16,8 +16,13 @@ router = APIRouter(prefix="/api/v1/studies", tags=["events"], responses=PROBLEMS
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_EVENT = {
+    "type": "object",
+    "description": "one event; `data` is a JSON object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "Events, until the server stops."}
+    200: {"content": {MEDIA_TYPE: {"schema": _EVENT}}, "description": "Events, until the server stops."}
 }
 
 

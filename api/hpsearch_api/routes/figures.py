@@ -17,6 +17,7 @@ from hpsearch.trial import TrialState
 from hpsearch_api.deps import PROBLEMS, TheCoordinator, TheMemory, TheStudy, check_text
 from hpsearch_api.figures import KINDS, FigureData, make_figure
 from hpsearch_api.figures.comparing import compare_figure
+from hpsearch_api.figures.style import before_drawing
 from hpsearch_api.memory import Memory
 from hpsearch_api.pages.board import MANY, known_analysis
 
@@ -65,6 +66,7 @@ def packed_figure(coordinator: Coordinator, memory: Memory, study: Study, kind: 
     stages = coordinator.store.stages(study.id)
     version = _version(coordinator, study, stages)
     patient = study.state is StudyState.RUNNING
+    before_drawing()
 
     def draw() -> bytes:
         data = known_data(coordinator, memory, study)
@@ -78,6 +80,7 @@ def known_data(coordinator: Coordinator, memory: Memory, study: Study) -> Figure
     """A study as figures need it, read anew when it has changed."""
     version = _version(coordinator, study, coordinator.store.stages(study.id))
     patient = study.state is StudyState.RUNNING
+    before_drawing()
     return memory.get(("data", study.id), version, lambda: figure_data(coordinator, memory, study), patient=patient)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from hpsearch._version import __version__
+from hpsearch.document import Text
 from hpsearch.store import WorkerHello
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_api import views
@@ -22,11 +23,13 @@ from hpsearch_api.lease_models import (
     Leases,
     LogRequest,
     Outcomes,
+    Queue,
     ReleaseRequest,
     ReportRequest,
 )
 from hpsearch_api.models import WorkerView
 from hpsearch_api.security import Limits
+from hpsearch_api.shortcuts import Call
 from hpsearch_api.telemetry import Meters
 
 router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
@@ -52,15 +55,28 @@ async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinato
             coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
         )
         left = deadline - time.monotonic()
-        if assignments or left <= 0 or changes.closing or await request.is_disconnected():
+        if assignments or left <= 0 or changes.closing:
             seconds = coordinator.lease_ttl.total_seconds()
             found = [views.lease_view(assignment, seconds) for assignment in assignments]
             return _answer(_work(found, []))
         await changes.wait(bell, left)
+        if await request.is_disconnected():  # what came meanwhile is for a worker that listens
+            return _answer(_work([], []))
 
 
 def _work(leases: list[dict[str, Any]], preflights: list[dict[str, Any]]) -> dict[str, Any]:
     return {"leases": leases, "preflights": preflights, "version": __version__}
+
+
+@router.get("/leases")
+def queue(
+    coordinator: TheCoordinator,
+    study: Annotated[Text | None, Query(description="count its trials alone")] = None,
+    kinds: Annotated[tuple[Text, ...], Query(max_length=20, description="of objectives; repeatable")] = (),
+) -> Queue:
+    """How much waits for workers; `external` studies count only where `study` names them."""
+    waiting, checks = coordinator.queue(study, list(kinds) or None)
+    return Queue(waiting=waiting, checks=checks, version=__version__)
 
 
 @router.post("/leases/report", response_model=Decisions)
@@ -81,6 +97,27 @@ def finish(body: FinishRequest, coordinator: TheCoordinator) -> Response:
     """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
     results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
     return _answer({"outcomes": [asdict(outcome) for outcome in coordinator.finish(body.worker, results)]})
+
+
+async def _lease(body: LeaseRequest, request: Request) -> Response:
+    state = request.app.state
+    return await lease(body, request, state.coordinator, state.changes)
+
+
+async def _report(body: ReportRequest, request: Request) -> Response:
+    return await run_in_threadpool(report, body, request, request.app.state.coordinator)
+
+
+async def _finish(body: FinishRequest, request: Request) -> Response:
+    return await run_in_threadpool(finish, body, request.app.state.coordinator)
+
+
+SHORTCUTS: dict[str, Call] = {
+    "/api/v1/leases": (LeaseRequest, _lease),
+    "/api/v1/leases/report": (ReportRequest, _report),
+    "/api/v1/leases/finish": (FinishRequest, _finish),
+}
+"""See :class:`hpsearch_api.shortcuts.Shortcuts`."""
 
 
 @router.post("/leases/log", status_code=204)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-import plotly
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
 
 from hpsearch.errors import NotFound
 from hpsearch.study import Study
@@ -22,8 +17,8 @@ from hpsearch_api.deps import TheCoordinator, TheMemory, TheStudy, check_text
 from hpsearch_api.figures import KINDS, shown_kinds
 from hpsearch_api.pages import board, overview, part, render, starting
 from hpsearch_api.pages.crew import crew
+from hpsearch_api.pages.files import static_file
 from hpsearch_api.pages.neighbours import neighbours
-from hpsearch_api.pages.render import STATIC
 from hpsearch_api.pages.table import PAGE_SIZES, read_table
 from hpsearch_api.routes.figures import known_data
 from hpsearch_api.views import study_view, trial_detail, trial_view
@@ -126,24 +121,19 @@ def workers_part(coordinator: TheCoordinator) -> HTMLResponse:
     return part("workers.html", workers=crew(coordinator))
 
 
-@router.api_route("/static/plotly.min.js", methods=METHODS)
-def plotly_script(request: Request) -> Response:
-    """Plotly from the installed package: 4.8 MB, a third of that where the browser takes gzip."""
-    headers = _caching(request) | {"ETag": f'"plotly-{plotly.__version__}"', "Vary": "Accept-Encoding"}
+@router.api_route("/static/{path:path}", methods=METHODS)
+def static(request: Request, path: str) -> Response:
+    """Our own scripts, styles and icon, and plotly.js: 1.8 MB, a third of that where the browser takes gzip."""
+    file = static_file(path)
+    if file is None:
+        raise NotFound("file", path)
+    headers = _caching(request) | {"ETag": f'"{file.digest}"', "Vary": "Accept-Encoding"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     packed = "gzip" in request.headers.get("accept-encoding", "")
     if packed:
         headers["Content-Encoding"] = "gzip"
-    return Response(_plotly_script(packed=packed), media_type="text/javascript", headers=headers)
-
-
-@router.api_route("/static/{path:path}", methods=METHODS)
-async def static_file(request: Request, path: str) -> Response:
-    """Our own scripts, styles and icon."""
-    response = await _static_files().get_response(path, request.scope)
-    response.headers.update(_caching(request))
-    return response
+    return Response(file.packed if packed else file.content, media_type=file.media_type, headers=headers)
 
 
 def error_page(request: Request, status: int, title: str, detail: str) -> Response:  # noqa: ARG001 - a seam
@@ -154,17 +144,6 @@ def error_page(request: Request, status: int, title: str, detail: str) -> Respon
 def _caching(request: Request) -> dict[str, str]:
     """Addresses with a version are kept for good; the others are asked for again, and mostly answered with 304."""
     return {"Cache-Control": KEEP_FOR_GOOD if "v" in request.query_params else "no-cache"}
-
-
-@lru_cache(maxsize=1)
-def _static_files() -> StaticFiles:
-    return StaticFiles(directory=STATIC)
-
-
-@lru_cache(maxsize=2)
-def _plotly_script(*, packed: bool) -> bytes:
-    data = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes()
-    return gzip.compress(data, compresslevel=6, mtime=0) if packed else data
 
 
 def _board(coordinator: TheCoordinator, memory: TheMemory, study: Study, *, wait: bool) -> dict[str, Any]:
@@ -178,7 +157,8 @@ def _query(request: Request) -> dict[str, str]:
 def _trials(request: Request, coordinator: TheCoordinator, study: Study, view: dict[str, Any]) -> dict[str, Any]:
     query = _query(request)
     ranges = [check_text(text, "query.within") for text in request.query_params.getlist("within")]
-    table = read_table(study.spec, query, ranges)
+    choices = [check_text(text, "query.among") for text in request.query_params.getlist("among")]
+    table = read_table(study.spec, query, ranges, choices)
     page = coordinator.store.trials(study.id, table.query())
     return {
         "study": view,
@@ -200,7 +180,7 @@ def _trial(coordinator: TheCoordinator, memory: TheMemory, study: Study, number:
     above = study_view(coordinator, study, flags=False)
     space = next((s["space"] for s in above["stages"] if s["name"] == trial.stage), above["spec"]["space"])
     data = known_data(coordinator, memory, study)
-    layers = KINDS["layers"] if "layers" in shown_kinds(study.spec) else None
+    of_layers = [KINDS[kind] for kind in shown_kinds(study.spec) if kind in ("layers", "activations")]
     near = neighbours(data.space, trial, data.trials)
     log = coordinator.store.logs.of_trial(study.id, trial.number)
-    return {"study": above, "trial": view, "space": space, "near": near, "layers": layers, "log": log}
+    return {"study": above, "trial": view, "space": space, "near": near, "of_layers": of_layers, "log": log}

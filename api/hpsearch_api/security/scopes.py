@@ -32,6 +32,7 @@ _TABLE = {
     Scope.WORK: """
         POST /api/v1/leases/report
         POST /api/v1/leases
+        GET /api/v1/leases
         POST /api/v1/leases/finish
         POST /api/v1/leases/release
         POST /api/v1/leases/log
@@ -43,7 +44,6 @@ _TABLE = {
         GET /login
         POST /login
         POST /logout
-        GET /static/plotly.min.js
         GET /static/{path:path}
     """,
     Scope.SUBMIT: """

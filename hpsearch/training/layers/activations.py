@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from hpsearch.training.layers.base import Autograd, Layer, Parameter, Pass, per_
 DEAD = 1e-3
 """Activations of gelu and silu that small are as good as the zero of a dead relu: so is their derivative, or the
 unit sits at zero exactly."""
+
+SAMPLED = 2048
+"""At most so many activations of a layer stand for all of them in a histogram: a share is then exact to 2 %."""
 
 SATURATED = 0.01
 """An activation that close to its limit, as a share of the limit, passes next to no gradient."""
@@ -30,7 +34,7 @@ PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class Activity:
-    """How the activations of one hidden layer do on one minibatch; every tensor is (K,).
+    """How the activations of one hidden layer do on one minibatch; every tensor is (K,) but ``sample``.
 
     Attributes:
         name: path of the activation in the model.
@@ -38,6 +42,7 @@ class Activity:
         spread: standard deviation over units and samples.
         dead: share of units (of images: feature maps) that put out 0 for every sample; 0 but for relu, gelu and silu.
         saturated: share of activations within 1 % of a limit; 0 but for sigmoid, tanh and elu.
+        sample: (K, at most :data:`SAMPLED` + 1) of the activations, evenly spread.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Activity:
     spread: torch.Tensor
     dead: torch.Tensor
     saturated: torch.Tensor
+    sample: torch.Tensor
 
 
 class Relu(Layer):
@@ -156,7 +162,9 @@ def inspect(
     units, saturated = _by_unit(outputs), _by_unit(outside).mean((1, 2))
     spread, mean = torch.std_mean(units, (1, 2), correction=0)
     silent = torch.zeros_like(mean) if dead is None else (units.abs().amax(2) <= dead).to(mean.dtype).mean(1)
-    return Activity(name, mean, spread, silent, saturated)
+    every = units.flatten(1)
+    sample = every[:, :: math.ceil(every.shape[1] / SAMPLED) | 1].clone()  # odd: not always the same minibatch samples
+    return Activity(name, mean, spread, silent, saturated, sample)
 
 
 def _by_unit(activations: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,9 @@ export function connectionFound() {
   }, 5000);
 }
 
+/** Nobody answered. */
+export class Unreachable extends Error {}
+
 /** Fetch from this server. A server that cannot be reached is said on the page; any answer counts as reached. */
 export async function ask(url, options = {}) {
   let response;
@@ -32,7 +35,7 @@ export async function ask(url, options = {}) {
     response = await fetch(url, options);
   } catch (error) {
     connectionLost();
-    throw error;
+    throw new Unreachable(url, { cause: error });
   }
   connectionFound();
   return response;
@@ -84,7 +87,7 @@ export function throttle(work, wait) {
     try {
       await work();
     } catch (error) {
-      if (!(error instanceof TypeError)) console.error(error); // fetch says TypeError when nobody answers
+      if (!(error instanceof Unreachable)) console.error(error);
     }
     running = false;
     if (again) timer = setTimeout(run, wait());

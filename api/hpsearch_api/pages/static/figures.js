@@ -1,5 +1,5 @@
 // Figures: the server's Plotly JSON in the page's colours, drawn when in view, redrawn so that zoom and selection stay.
-import { ask } from "./common.js";
+import { Unreachable, ask } from "./common.js";
 import { save } from "./saving.js";
 
 const CONFIG = {
@@ -13,6 +13,14 @@ const plotly = new Promise((resolve) => {
   else document.getElementById("plotly").addEventListener("load", resolve);
 });
 const NARROW = matchMedia("(max-width: 720px)");
+
+let turn = Promise.resolve();
+/** One figure after the other, in the order asked: the first is seen before the second is begun. */
+function inTurn(work) {
+  const mine = turn.then(work);
+  turn = mine.catch(() => {}).then(() => new Promise((resolve) => setTimeout(resolve)));
+  return mine;
+}
 
 /** A colour of the style sheet as Plotly understands it. */
 function color(name) {
@@ -79,12 +87,14 @@ class Figure {
     return query;
   }
 
-  url() {
+  /** Where the figure is asked for; with `few` true a quick one of few points, if there is such a one. */
+  url(few) {
     const query = this.query();
-    const { figure, fixed } = this.element.dataset;
-    const inColumns = ["axis", "slice"].includes(figure) || (figure === "curves" && fixed);
+    const { figure, fixed, few: points } = this.element.dataset;
+    const inColumns = ["axis", "slice", "activations"].includes(figure) || (figure === "curves" && fixed);
     if (NARROW.matches && inColumns) query.set("columns", "1");
-    return `${this.element.dataset.url}?${query}`;
+    if (few && points) query.set("points", points);
+    return `${this.element.dataset.url}${query.size ? "?" : ""}${query}`;
   }
 
   /** Two axes that would show the same change places. */
@@ -108,7 +118,8 @@ class Figure {
       while (this.isStale) {
         this.isStale = false;
         const url = this.url();
-        const response = await ask(url, { headers: { Accept: "application/json" } });
+        const few = this.text === null;
+        const response = await ask(this.url(few), { headers: { Accept: "application/json" } });
         if (!response.ok) {
           const problem = await response.json().catch(() => ({}));
           this.say(problem.detail ?? `The server answered ${response.status}.`);
@@ -117,10 +128,11 @@ class Figure {
         const text = await response.text();
         if (text !== this.text || url !== this.drawn) await this.draw(JSON.parse(text), url);
         this.text = text;
+        this.isStale ||= few && this.figure.layout.meta?.more; // many points take their time: they come second
       }
     } catch (error) {
       this.isStale = true; // nobody answered: once more with the next event
-      if (!(error instanceof TypeError)) throw error;
+      if (!(error instanceof Unreachable)) throw error;
     } finally {
       this.isBusy = false;
     }
@@ -139,7 +151,7 @@ class Figure {
     const selects = layout.meta?.brush || layout.meta?.axes;
     const config = selects ? CONFIG : { ...CONFIG, modeBarButtonsToRemove: [...CONFIG.modeBarButtonsToRemove, "select2d"] };
     await plotly;
-    await Plotly.react(this.area, data, shown, config);
+    await inTurn(() => Plotly.react(this.area, data, shown, config));
     this.element.dataset.drawn = String(Number(this.element.dataset.drawn ?? 0) + 1);
     if (!this.isBound) this.bind();
   }
@@ -151,8 +163,8 @@ class Figure {
       if (Number.isInteger(number)) this.onOpen?.(number, event);
     });
     this.area.on("plotly_selected", (event) => {
-      const ranges = brushed(event?.range, this.figure.layout.meta ?? {});
-      if (ranges.length) this.onBrush?.(ranges);
+      const { ranges, choices } = brushed(event?.range, this.figure.layout.meta ?? {});
+      if (ranges.length + choices.length) this.onBrush?.(ranges, choices);
     });
     this.area.on("plotly_relayout", () => this.onView?.(this.query(), zipped(this.area.layout)));
   }
@@ -173,23 +185,30 @@ class Figure {
   }
 }
 
-/** The ranges `[key, low, high]` that a drawn box chooses, of the axes that the figure's `meta` names. */
+/** The `ranges` (`[key, low, high]`) and `choices` (`[key, choices]`) of a drawn box, on the axes that `meta` names. */
 function brushed(range, { brush, axes }) {
-  if (!range) return [];
+  if (!range) return { ranges: [], choices: [] };
   if (axes) return acrossAxes(range, axes);
-  return Object.entries(brush ?? {})
+  const ranges = Object.entries(brush ?? {})
     .filter(([axis]) => range[axis]?.every((end) => typeof end === "number"))
     .map(([axis, key]) => [key, Math.min(...range[axis]), Math.max(...range[axis])]);
+  return { ranges, choices: [] };
 }
 
 /** Of parallel coordinates: the box's height on each axis that it covers. */
 function acrossAxes({ x, y }, axes) {
   const [left, right] = [Math.min(...x), Math.max(...x)];
-  const covered = axes.filter((axis, i) => i >= left && i <= right && !axis.labels.length);
-  return covered.map(({ key, low, high, log }) => {
-    const ends = [Math.min(...y), Math.max(...y)].map((place) => low + place * (high - low));
+  const [foot, head] = [Math.min(...y), Math.max(...y)];
+  const covered = axes.filter((_, i) => i >= left && i <= right);
+  const ranges = covered.filter(({ labels }) => !labels.length).map(({ key, low, high, log }) => {
+    const ends = [foot, head].map((place) => low + place * (high - low));
     return [key, ...(log ? ends.map((end) => 10 ** end) : ends)];
   });
+  const choices = covered.filter(({ labels }) => labels.length).map(({ key, choices: all }) => {
+    const middle = (i) => (i + 0.5) / all.length;
+    return [key, all.filter((_, i) => middle(i) >= foot && middle(i) <= head).flat()];
+  });
+  return { ranges, choices };
 }
 
 /** The zoom of a layout as text: `xaxis=-3,-1&yaxis=0,1`. */
@@ -208,7 +227,7 @@ function unzip(layout, text) {
 }
 
 /**
- * All figures of the page. `onOpen(number, event)`: a trial's point was clicked; `onBrush(ranges)`: a box was drawn;
+ * All figures of the page. `onOpen(number, event)`: a trial's point was clicked; `onBrush(ranges, choices)`: a box was drawn;
  * `onView(query, zoom)`: something else is chosen or zoomed.
  */
 export function figures(options = {}) {

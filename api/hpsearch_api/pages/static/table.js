@@ -1,24 +1,25 @@
-// The table of trials: sort, filter and page without a reload; the address says what is shown.
+// The table of trials: sort, filter and scroll without a reload; the address says what is shown.
 import { refresh } from "./common.js";
+import { rows } from "./rows.js";
 
 /** `open(number, event)` is called for a click on a row. */
 export function table(target, open) {
-  const part = target.dataset.part;
-  let depth = 0; // pages that Back can leave without leaving the study
+  const { part } = target.dataset;
+  const scrolled = rows(target, part);
 
   const load = async () => {
-    await refresh(target, part + location.search);
-    dress();
-  };
-  const dress = () => {
-    const back = target.querySelector("[data-back]");
-    if (back) back.hidden = depth === 0;
+    const { search } = location;
+    const active = target.contains(document.activeElement) ? document.activeElement : null;
+    if ((await refresh(target, part + search)) || search !== shown) scrolled.adopt(search);
+    shown = search;
+    if (active?.isConnected && active !== document.activeElement) active.focus({ preventScroll: true });
   };
   const go = (search) => {
-    depth += 1;
-    history.pushState({ depth }, "", search);
+    history.pushState(null, "", search);
     return load();
   };
+  let shown = location.search;
+  scrolled.adopt(shown);
 
   target.addEventListener("click", (event) => {
     if (event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -26,8 +27,6 @@ export function table(target, open) {
     if (link) {
       event.preventDefault();
       go(link.dataset.table);
-    } else if (event.target.closest("[data-back]")) {
-      history.back();
     } else if (!event.target.closest("a, button, select, label") && getSelection().isCollapsed) {
       const href = event.target.closest("tr[data-href]")?.dataset.href;
       if (href) open(href.split("/").at(-1), event);
@@ -40,20 +39,19 @@ export function table(target, open) {
     const chosen = [...new FormData(form)].filter(([, value]) => value);
     go(`?${new URLSearchParams(chosen)}`);
   });
-  addEventListener("popstate", (event) => {
-    depth = event.state?.depth ?? 0;
-    load();
-  });
-  dress();
-  /** Show only trials within ranges `[key, low, high]`; a new range of a key takes the place of the old one. */
-  const within = (ranges) => {
+  addEventListener("popstate", load);
+
+  /** Show only trials within ranges `[key, low, high]` and of choices `[key, choices]`; of each key the newest counts. */
+  const within = (ranges, choices = []) => {
     const query = new URLSearchParams(location.search);
-    const keys = new Set(ranges.map(([key]) => key));
-    const kept = query.getAll("within").filter((text) => !keys.has(text.split(":").slice(0, -2).join(":")));
-    query.delete("within");
-    query.delete("after");
-    const added = ranges.map(([key, low, high]) => `${key}:${Number(low.toPrecision(6))}:${Number(high.toPrecision(6))}`);
-    for (const text of [...kept, ...added]) query.append("within", text);
+    const keys = [...ranges, ...choices].map(([key]) => key);
+    const others = (name) => query.getAll(name).filter((text) => !keys.some((key) => text.startsWith(`${key}:`)));
+    const kept = { within: others("within"), among: others("among") };
+    for (const name of ["within", "among", "after"]) query.delete(name);
+    const short = (end) => Number(end.toPrecision(6));
+    kept.within.push(...ranges.map(([key, low, high]) => `${key}:${short(low)}:${short(high)}`));
+    kept.among.push(...choices.map(([key, some]) => `${key}:${JSON.stringify(some)}`));
+    for (const [name, texts] of Object.entries(kept)) for (const text of texts) query.append(name, text);
     return go(`?${query}`);
   };
   return { refresh: load, within };
