@@ -5,7 +5,7 @@ EDITABLE ?= -e
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test chaos check format install browser clean fuzz load
+.PHONY: demo test docs chaos check format install browser clean fuzz load
 
 demo: $(VENV)/.installed
 	$(BIN)/hpsearch run examples/digits.yaml --workers 2 --store sqlite:///hpsearch.db
@@ -28,9 +28,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python scripts/check-secrets
 	$(BIN)/python scripts/check-advisories
 
+# The documentation site, in site/. It fetches nothing from elsewhere; to search in it, serve it: .venv/bin/mkdocs serve.
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict
+
 # Many more requests than make test sends, and every time others.
 fuzz: $(VENV)/.installed-dev
-	HPSEARCH_FUZZ_EXAMPLES=250 $(BIN)/python -m pytest -s --timeout 3600 tests/api/test_fuzz.py
+	HPSEARCH_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -s --timeout 3600 tests/api/test_fuzz.py
 
 # Simulated workers against one server on PostgreSQL, 10 minutes; the figures are for benchmarks/RESULTS.md.
 load: $(VENV)/.installed-dev

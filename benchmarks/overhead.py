@@ -29,8 +29,18 @@ from typing import Any
 
 from benchmarks.verdicts import write
 from hpsearch import Client
+from tests.ray_nodes import Nodes
 
-OBJECTIVES = "def nothing(trial):\n    return 1.0\n"
+OBJECTIVES = """
+import time
+
+def nothing(trial):
+    return 1.0
+
+def sleeping(trial):
+    time.sleep(0.5)
+    return 1.0
+"""
 PRINTING = ["/bin/echo", '{{"step": 1, "loss": 1.0}}']
 LIMITS = {
     "`hpsearch --help`": (0.3, "s"),
@@ -39,13 +49,16 @@ LIMITS = {
     "`python` trial that does nothing": (5.0, "ms"),
     "`command` beyond its own start": (20.0, "ms"),
 }
+ON_RAY = {"worker actor to first lease": "≤ 5 s", "two Ray nodes against one, trials of 0.5 s": "≥ 1.9 ×"}
+SLEEPERS = 24
+"""Trials of the study that is timed on one node and on two."""
 PEERS = ["Optuna, RDBStorage", "Ray Tune"]
 
 
 class House:
-    """A server and one worker."""
+    """A server and one worker, or none."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, worker: bool = True) -> None:
         self.folder = folder
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder)}
         self._processes: list[subprocess.Popen[str]] = []
@@ -58,8 +71,14 @@ class House:
             time.sleep(0.005)
         self.ready_seconds = time.perf_counter() - began
         self.client = Client(url)
-        self._start(environment, "worker", "--server", url, "--allow", "*", "--path", str(folder))
-        self._number = 0
+        self.url, self._environment, self._number = url, environment, 0
+        if worker:
+            self.work()
+
+    def work(self, *options: str, **variables: str) -> subprocess.Popen[str]:
+        """Start a worker."""
+        options = ("worker", "--server", self.url, "--allow", "*", "--path", str(self.folder), *options)
+        return self._start({**self._environment, **variables}, *options)
 
     def _start(self, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "hpsearch", *arguments]
@@ -120,6 +139,50 @@ class House:
         for process in reversed(self._processes):
             process.terminate()
             process.wait()
+
+
+def on_ray(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Row of :data:`ON_RAY` → rounds. Nodes of one CPU; the second joins when the first has been timed."""
+    found: dict[str, list[float]] = {name: [] for name in ON_RAY}
+    for n in range(rounds):
+        own = folder / f"ray-{n}"
+        own.mkdir()
+        house = House(own, worker=False)
+        try:
+            with Nodes() as nodes:
+                nodes.add("one")
+                fleet = house.work(
+                    "--on", "auto", "--min", "0", "--max", "2", "--idle-seconds", "600", **nodes.environment
+                )
+                study = house.submit({"kind": "python", "entrypoint": "bench_mine:sleeping"}, "loss", 4)
+                assert fleet.stdout is not None
+                fleet.stdout.readline()  # the line that says that an actor was asked for
+                began = time.perf_counter()
+                while not study.trials():
+                    time.sleep(0.01)
+                first, _ = ON_RAY
+                found[first].append(time.perf_counter() - began)
+                study.wait(poll_seconds=0.1)
+                alone = _rate(house)
+                nodes.add("two")
+                while sum(bool(worker) for worker in house.client.workers()) < 2:
+                    house.submit({"kind": "python", "entrypoint": "bench_mine:sleeping"}, "loss", 6).wait(
+                        poll_seconds=0.1
+                    )
+                _, second = ON_RAY
+                found[second].append(_rate(house) / alone)
+        finally:
+            house.close()
+    return found
+
+
+def _rate(house: House) -> float:
+    """Trials a second, from the first that began to the last that ended."""
+    study = house.submit({"kind": "python", "entrypoint": "bench_mine:sleeping"}, "loss", SLEEPERS)
+    study.wait(poll_seconds=0.1)
+    trials = study.trials()
+    times = [[datetime.fromisoformat(trial[key]) for trial in trials] for key in ("started_at", "ended_at")]
+    return len(trials) / (max(times[1]) - min(times[0])).total_seconds()
 
 
 def start_of(command: list[str], times: int) -> float:
@@ -220,6 +283,13 @@ def table(found: dict[str, list[list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def ray_table(found: dict[str, list[float]]) -> str:
+    lines = ["| on Ray | to reach | hpsearch |", "|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {name} | {ON_RAY[name]} | {_cell(found[name], ON_RAY[name][-1])} |" for name in found)]
+    )
+
+
 def _cell(rounds: list[float], unit: str) -> str:
     if not rounds:
         return ""
@@ -230,13 +300,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=400, help="of each study of trials that do nothing")
+    parser.add_argument("--only-nodes", action="store_true", help="only what runs on nodes of Ray; not to be written")
     parser.add_argument("--no-ray", dest="ray", action="store_false")
     parser.add_argument("--write", action="store_true", help="put the section Overhead into RESULTS.md")
     options = parser.parse_args()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     load, began = os.getloadavg()[0], time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="hpsearch-bench-", dir=".") as folder:
-        text = table(measure(Path(folder).absolute(), options))
+        parts = [table(measure(Path(folder).absolute(), options))] if not options.only_nodes else []
+        if options.ray:
+            parts.append(ray_table(on_ray(Path(folder).absolute(), options.rounds)))
+        text = "\n\n".join(parts)
     print(text)
     head = (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU, load {load:.1f} before and "
@@ -244,7 +318,7 @@ def main() -> None:
         f"`python -m benchmarks.overhead --write`. Medians of {options.rounds} rounds, in brackets the lowest and the "
         "highest. One worker; Optuna in one process; Ray Tune with one actor per core."
     )
-    if options.write:
+    if options.write and not options.only_nodes:
         write(f"## Overhead\n\n{head}\n\n{text}\n")
 
 

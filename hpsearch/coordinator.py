@@ -17,7 +17,7 @@ from hpsearch.drawing import Drawer
 from hpsearch.errors import Conflict, Fault, InvalidSpec
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage, ResumeFrom
-from hpsearch.search.ranking import finalist_params
+from hpsearch.search.ranking import first_params
 from hpsearch.search.samplers import check_samplers
 from hpsearch.space import Params, check_params
 from hpsearch.spec import StudySpec
@@ -217,6 +217,17 @@ class Coordinator:
             self._changed()
         return [self._assignment(lease) for lease in leases]
 
+    def queue(self, study: str | None = None, kinds: Iterable[str] | None = None) -> tuple[int, int]:
+        """How many trials could be leased, those not created yet included, and how many checks wait for a worker.
+
+        Raises NotFound if ``study`` names none.
+        """
+        if study is not None:
+            self.store.study(study)
+        wanted = None if kinds is None else sorted(set(kinds))
+        waiting, _ = self.store.demand("", since=self.clock(), study=study, kinds=wanted)
+        return waiting, self.store.n_checks_waiting(kinds=wanted, now=self.clock())
+
     def _fair_share(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> int:
         """How many trials this worker may take so that all who wait get as many: a wide pack must idle nobody."""
         since = self.clock() - 2 * self.lease_ttl
@@ -224,9 +235,11 @@ class Coordinator:
         return min(capacity, -(-waiting // (others + 1)))
 
     def _lease(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> list[Lease]:
-        return self.store.lease(
+        leases = self.store.lease(
             worker, capacity, now=self.clock(), ttl=self.lease_ttl, study=study, kinds=kinds, max_lost=MAX_LOST
         )
+        self.stopper.leased(leases)
+        return leases
 
     def _create_trials(self, wanted: int, study: str | None, kinds: list[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""
@@ -239,7 +252,8 @@ class Coordinator:
                     continue
             else:
                 params = self._finalists(owner, stage)[stage.n_created : stage.n_created + room]
-                self.store.add_trials(stage.id, owner.next_number, params, now=self.clock())
+                behind = [self.lineage.behind(owner.spec, owner.id, stage, each) for each in params]
+                self.store.add_trials(stage.id, owner.next_number, params, now=self.clock(), behind=behind)
             return True  # also where another server was faster: then there is something to lease now
         return False
 
@@ -257,8 +271,8 @@ class Coordinator:
         """The params of every trial of a confirm stage: round after round, each finalist of the parent once in each."""
         stages = self.store.stages(study.id)
         parent = next(s for s in stages if s.name == stage.parent)
-        trials = self.insights.evidence(study.id, stages, parent)
-        best = finalist_params(trials, study.spec.metric, stage.spec.top or 0)
+        from_best = self.insights.from_best(study.id, stages, parent, study.spec.metric)
+        best = first_params(from_best, stage.spec.top or 0)
         return [params for _ in range(stage.spec.n_seeds) for params in best]
 
     def _assignment(self, lease: Lease) -> Assignment:
@@ -272,8 +286,11 @@ class Coordinator:
 
     def report(self, worker: str, reports: Sequence[Report]) -> list[Decision]:
         """See :meth:`Store.report`; and ``stop`` where the rule of a stage says so."""
-        decisions = self.store.report(worker, reports, now=self.clock(), ttl=self.lease_ttl)
-        decisions, promoted = self.stopper.decide(reports, decisions)
+        plan = self.stopper.plan(reports)
+        decisions, entries = self.store.report_at_rungs(
+            worker, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
+        )
+        decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:
             self._changed()
         return decisions

@@ -153,6 +153,11 @@ def check_lines(checks: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def doctor_line(name: str, status: str, message: str) -> str:
+    """A check of this machine and what it works with."""
+    return f"{_MARKS[status]} [bold]{escape(name)}[/]: {escape(message)}"
+
+
 def verdict_line(verdicts: Counter[str]) -> str:
     """How often each verdict was given."""
     if not verdicts:

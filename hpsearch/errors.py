@@ -14,6 +14,7 @@ HpsearchError
 │   └── StoreFull           no space left; nothing was written
 ├── ServerError             the HTTP server, seen from a client
 │   ├── ServerUnreachable   it does not answer
+│   │   └── ClusterUnreachable  no more does the Ray cluster that workers were to run on
 │   └── ServerRefused       it answered with a problem
 ├── TrialStopped            raised inside an objective when its trial is to stop
 ├── OutOfMemory             a pack does not fit into its device
@@ -134,6 +135,15 @@ class ServerUnreachable(ServerError):
         super().__init__(
             f"the server {url} cannot be reached ({reason}): start it with 'hpsearch serve' or give --server"
         )
+
+
+class ClusterUnreachable(ServerUnreachable):
+    """The Ray cluster does not answer."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.url = address
+        how = "start it with 'ray start --head' (for ray:// with --ray-client-server-port=10001 there), or give another"
+        HpsearchError.__init__(self, f"the Ray cluster {address} cannot be reached ({reason}): {how}")
 
 
 class ServerRefused(ServerError):

@@ -10,8 +10,9 @@ import typer
 
 from hpsearch import display
 from hpsearch._version import __version__
-from hpsearch.cli import again, database, running, studies, tokens
-from hpsearch.cli.options import BAD_INPUT, FAILED, UNREACHABLE
+from hpsearch.cli import again, database, doctor, init, running, studies, tokens
+from hpsearch.cli.examples import epilog
+from hpsearch.cli.options import BAD_INPUT, FAILED, UNREACHABLE, read_secrets
 from hpsearch.errors import HpsearchError, InvalidInput, ServerError, ServerRefused, ServerUnreachable
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
+    init.init,
     running.run,
     running.serve,
     running.worker,
@@ -41,11 +43,13 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     database.import_study,
     again.read_test,
     again.replay,
+    doctor.doctor,
 )
 NAMES = {studies.open_stage: "open", again.read_test: "test", database.import_study: "import"}
 """Of the commands that are not called as their functions are."""
 for command in COMMANDS:
-    app.command(NAMES.get(command))(command)
+    name = NAMES.get(command, command.__name__)
+    app.command(name, epilog=epilog(name))(command)
 app.add_typer(database.app, name="db")
 app.add_typer(tokens.app, name="token")
 
@@ -53,6 +57,7 @@ app.add_typer(tokens.app, name="token")
 def main() -> None:
     """Run the command line; errors of ours become one sentence and an exit status."""
     try:
+        read_secrets()
         app()
     except ServerUnreachable as error:
         _say(error, UNREACHABLE)

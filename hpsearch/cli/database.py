@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hpsearch import display
+from hpsearch.cli.examples import epilog
 from hpsearch.cli.options import DEFAULT_STORE, FAILED, Json, StoreUrl, server_parts
 from hpsearch.errors import InvalidInput
 
@@ -19,18 +20,21 @@ app = typer.Typer(help="Care for the store: its schema, its consistency, its bac
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-@app.command()
-def upgrade(store: StoreUrl = DEFAULT_STORE) -> None:
+@app.command(epilog=epilog("db upgrade"))
+def upgrade(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
     """Bring the schema up to date; a server does so, too, when it opens the store."""
     server_parts()
     from hpsearch_storage import maintenance
 
     before, after = maintenance.upgrade(store)
+    if json:
+        display.show_json({"before": before, "schema": after})
+        return
     what = "is up to date" if before == after else f"was {before or 'empty'}"
     display.out.print(f"schema {after}: it {what}", soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=epilog("db check"))
 def check(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
     """Look for damage: the file, the schema, and whether counters, leases and logs agree. Changes nothing."""
     server_parts()
@@ -47,19 +51,24 @@ def check(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(epilog=epilog("db backup"))
 def backup(
-    file: Annotated[Path, typer.Argument(help="a new file", metavar="FILE")], store: StoreUrl = DEFAULT_STORE
+    file: Annotated[Path, typer.Argument(help="a new file", metavar="FILE")],
+    store: StoreUrl = DEFAULT_STORE,
+    json: Json = False,
 ) -> None:
     """Copy the store to a file, while servers go on. SQLite; PostgreSQL has pg_dump."""
     server_parts()
     from hpsearch_storage import backups
 
     size = backups.backup(store, file)
+    if json:
+        display.show_json({"file": str(file), "bytes": size})
+        return
     display.out.print(f"{file}: {size:,} bytes", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(epilog=epilog("db restore"))
 def restore(
     file: Annotated[Path, typer.Argument(help="what hpsearch db backup made", metavar="FILE")],
     store: StoreUrl = DEFAULT_STORE,
@@ -73,7 +82,7 @@ def restore(
     display.out.print(f"{store.split('@')[-1]} is as {file} was", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(epilog=epilog("db thin"))
 def thin(
     older_than: Annotated[str, typer.Option(help="since the study ended, such as 30d or 12h")],
     keep_every: Annotated[int, typer.Option(help="of the steps between the first and the last, every so many-th")],

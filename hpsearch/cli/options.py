@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hpsearch import logs
-from hpsearch.errors import InvalidInput
+from hpsearch.defaults import DEFAULT_SERVER
+from hpsearch.errors import HpsearchError, InvalidInput
 
 DEFAULT_STORE = "sqlite:///hpsearch.db"
+SECRETS = ("HPSEARCH_TOKEN", "HPSEARCH_STORE")
+"""Variables that may be read from a file: that which the variable of the same name and ``_FILE`` names."""
 FAILED, BAD_INPUT, UNREACHABLE = 1, 2, 3
 """Exit statuses; 0 is done."""
 
+
+def study_names() -> list[str]:
+    """For the shell to complete: the studies of the server that the environment names, or of the usual one."""
+    from hpsearch.http import Connection
+
+    server = os.environ.get("HPSEARCH_SERVER") or DEFAULT_SERVER
+    try:
+        connection = Connection(server, token=os.environ.get("HPSEARCH_TOKEN"), timeout_seconds=1)
+        return [study["name"] for study in connection.call("GET", "/api/v1/studies", params={"limit": 100})["items"]]
+    except HpsearchError:
+        return []
+
+
 SpecFile = Annotated[Path, typer.Argument(help="a study, YAML or JSON", metavar="SPEC")]
-Name = Annotated[str, typer.Argument(help="name of the study")]
+Name = Annotated[str, typer.Argument(help="name of the study", autocompletion=study_names)]
 Server = Annotated[str, typer.Option("--server", envvar="HPSEARCH_SERVER", help="URL of the server")]
 AuthToken = Annotated[
     str | None, typer.Option("--token", envvar="HPSEARCH_TOKEN", help="bearer token", show_default=False)
@@ -45,6 +63,23 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help="folder that the data of studies lie in; the working directory by default"),
 ]
+
+
+def read_secrets() -> None:
+    """Set variables from the files that hold them. Raises InvalidInput."""
+    for name in SECRETS:
+        path = os.environ.pop(f"{name}_FILE", None)
+        if path is None:
+            continue
+        if os.environ.get(name):
+            raise InvalidInput(f"{name} and {name}_FILE are both set: leave one out")
+        try:
+            value = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{name}_FILE={path} cannot be read: {error}") from None
+        if not value:
+            raise InvalidInput(f"{name}_FILE={path} is empty: write the value of {name} into it")
+        os.environ[name] = value
 
 
 def configure_logs(level: str, form: str) -> None:
@@ -75,3 +110,17 @@ def server_parts() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[server]'") from None
     return serving, listen
+
+
+def train_parts() -> None:
+    """Load what reads data and trains. Raises InvalidInput where it is not installed."""
+    try:
+        import hpsearch.training.tables  # noqa: F401 - heavy: torch and pyarrow
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{error.name} is not installed: pip install 'hpsearch[train]'") from None
+
+
+def needs_training(kind: str) -> None:
+    """Raise InvalidInput where workers of this machine could not run an objective of this kind."""
+    if kind in ("train", "task") and find_spec("torch") is None:
+        raise InvalidInput("torch is not installed: pip install 'hpsearch[train]'")

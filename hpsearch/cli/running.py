@@ -15,6 +15,7 @@ import typer
 
 from hpsearch import display
 from hpsearch.allow import check_allowed, code_options, worker_options
+from hpsearch.cli import cluster
 from hpsearch.cli.options import (
     DEFAULT_STORE,
     FAILED,
@@ -33,6 +34,7 @@ from hpsearch.cli.options import (
     StoreUrl,
     TaskPath,
     configure_logs,
+    needs_training,
     server_parts,
 )
 from hpsearch.defaults import DEFAULT_SERVER
@@ -67,6 +69,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     study_spec = load_study(spec)
     check_allowed(study_spec, allow or [])
+    needs_training(study_spec.objective.kind)
     serving, listen = server_parts()
     supervisor = None
     with serving(store, listen("127.0.0.1", port)) as url:
@@ -228,13 +231,43 @@ def worker(
     path: TaskPath = None,
     tensorboard: Annotated[str | None, typer.Option(help="folder to write trials to, for tensorboard --logdir")] = None,
     data_root: DataRoot = None,
+    on: cluster.On = None,
+    least: cluster.Least = None,
+    most: cluster.Most = None,
+    cpus: cluster.Cpus = None,
+    gpus: cluster.Gpus = None,
+    idle_seconds: cluster.IdleSeconds = None,
     log_format: LogFormat = "text",
     log_level: LogLevel = "warning",
 ) -> None:
-    """Lease trials from a server and train them, until stopped."""
+    """Lease trials from a server and train them, until stopped; with `--on` as many as there is work for."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.pop("HPSEARCH_TOKEN", None)  # the code of tasks has no use for it
     configure_logs(log_level, log_format)
+    width = _pack_width(pack)
+    if on is not None:
+        if device != "auto":
+            raise InvalidInput(f"--device {device}: Ray gives each worker its device: leave it out, and say --gpus")
+        orders = cluster.orders(
+            server=server,
+            token=token,
+            study=study,
+            pack=pack,
+            width=width,
+            threads=threads,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            allow=allow,
+            folders=path,
+            tensorboard=tensorboard,
+            data_root=data_root,
+            log_level=log_level,
+            log_format=log_format,
+        )
+        wanted: dict[str, Any] = {"least": least, "most": most, "cpus": cpus, "gpus": gpus}
+        cluster.work_on_ray(on, orders, name=name, **wanted, idle_seconds=idle_seconds)
+        return
+    cluster.only_with_on(min=least, max=most, cpus=cpus, gpus=gpus, idle_seconds=idle_seconds)
     import platform
 
     from hpsearch.http import Connection
@@ -242,7 +275,6 @@ def worker(
     from hpsearch.worker.runners import Equipment, runners
     from hpsearch.worker.session import Session
 
-    width = _pack_width(pack)
     stop = threading.Event()
     stop_on_signals(stop)
     if parent := os.environ.get("HPSEARCH_PARENT"):

@@ -10,7 +10,17 @@ import typer
 
 from hpsearch import display
 from hpsearch.cli.database import export_study
-from hpsearch.cli.options import DEFAULT_STORE, AuthToken, Json, Name, Server, SpecFile, StoreUrl, connected
+from hpsearch.cli.options import (
+    DEFAULT_STORE,
+    AuthToken,
+    Json,
+    Name,
+    Server,
+    SpecFile,
+    StoreUrl,
+    connected,
+    study_names,
+)
 from hpsearch.defaults import DEFAULT_SERVER
 from hpsearch.errors import InvalidInput
 
@@ -26,7 +36,9 @@ def submit(spec: SpecFile, server: Server = DEFAULT_SERVER, token: AuthToken = N
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="name of a study; all by default")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="name of a study; all by default", autocompletion=study_names)
+    ] = None,
     server: Server = DEFAULT_SERVER,
     token: AuthToken = None,
     json: Json = False,
@@ -76,6 +88,7 @@ def acknowledge(
     undo: Annotated[bool, typer.Option("--undo", help="take it back")] = False,
     server: Server = DEFAULT_SERVER,
     token: AuthToken = None,
+    json: Json = False,
 ) -> None:
     """Note that a flag has been seen: nothing is proposed for it any more."""
     if side not in ("low", "high"):
@@ -88,7 +101,10 @@ def acknowledge(
                 raise InvalidInput(f"the study {name} has no flag at the {side} border of {parameter}")
             stage = mine[0]
         flags = study.acknowledge(stage, parameter, side, note=None if undo else note)
-    display.out.print("\n".join(display.flag_lines(flags)), soft_wrap=True)
+    if json:
+        display.show_json(flags)
+    else:
+        display.out.print("\n".join(display.flag_lines(flags)), soft_wrap=True)
 
 
 def stages(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None, json: Json = False) -> None:
@@ -179,19 +195,19 @@ def export(
         raise InvalidInput(f"{output} cannot be written: {error.strerror}") from None
 
 
-def pause(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None) -> None:
+def pause(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None, json: Json = False) -> None:
     """Hand out no more trials of a study; running ones go on."""
-    _steer(server, token, name, "pause")
+    _steer(server, token, name, "pause", json=json)
 
 
-def resume(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None) -> None:
+def resume(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None, json: Json = False) -> None:
     """Hand out trials of a paused study again."""
-    _steer(server, token, name, "resume")
+    _steer(server, token, name, "resume", json=json)
 
 
-def cancel(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None) -> None:
+def cancel(name: Name, server: Server = DEFAULT_SERVER, token: AuthToken = None, json: Json = False) -> None:
     """End a study now; what has finished stays."""
-    _steer(server, token, name, "cancel")
+    _steer(server, token, name, "cancel", json=json)
 
 
 def delete(
@@ -199,15 +215,20 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     server: Server = DEFAULT_SERVER,
     token: AuthToken = None,
+    json: Json = False,
 ) -> None:
     """Remove a study and all that belongs to it; there is no way back."""
     if not yes and not typer.confirm(f"remove {name} and all of its trials? (hpsearch export keeps a copy)"):
         raise typer.Exit(0)
-    _steer(server, token, name, "delete")
+    _steer(server, token, name, "delete", json=json)
 
 
-def _steer(server: str, token: str | None, name: str, action: str) -> None:
+def _steer(server: str, token: str | None, name: str, action: str, *, json: bool) -> None:
     with connected(server, token) as client:
-        getattr(client.study(name), action)()
+        study = client.study(name)
+        getattr(study, action)()
+        if json:
+            display.show_json({"name": name, "state": None if action == "delete" else study.state})
+            return
     done = {"pause": "paused", "resume": "running again", "cancel": "cancelled", "delete": "removed"}[action]
     display.out.print(f"{name} is {done}", markup=False)

@@ -12,18 +12,20 @@ from rich.table import Table
 
 from hpsearch import display
 from hpsearch.cli.database import duration
+from hpsearch.cli.examples import epilog
 from hpsearch.cli.options import DEFAULT_STORE, Json, StoreUrl, server_parts
 from hpsearch.errors import InvalidInput
 
 app = typer.Typer(help="Tokens of a store: who may talk to its servers, and what for.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(epilog=epilog("token create"))
 def create(
     name: Annotated[str, typer.Argument(help="what it is for; never used again")],
     scope: Annotated[list[str] | None, typer.Option(help="read, submit, work or admin; repeatable")] = None,
     expires: Annotated[str | None, typer.Option(help="in 12h, 90d, …; never by default")] = None,
     store: StoreUrl = DEFAULT_STORE,
+    json: Json = False,
 ) -> None:
     """Make a token and print it. It is shown this once, and kept nowhere."""
     now = datetime.now(UTC)
@@ -31,11 +33,14 @@ def create(
         raise InvalidInput("say what the token is for: --scope read, submit, work or admin; repeatable")
     with _tokens(store) as tokens:
         secret = tokens.create(name, scope, expires_at=None if expires is None else now + duration(expires), now=now)
+    if json:
+        display.show_json({"name": name, "token": secret, "scopes": scope})
+        return
     typer.echo(secret)
     display.err.print("keep it: it cannot be shown again; give it as HPSEARCH_TOKEN, or log in with it", soft_wrap=True)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("token list"))
 def list_tokens(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
     """Every token with its scopes and how it stands."""
     now = datetime.now(UTC)
@@ -54,7 +59,7 @@ def list_tokens(store: StoreUrl = DEFAULT_STORE, json: Json = False) -> None:
         display.out.print(table)
 
 
-@app.command()
+@app.command(epilog=epilog("token revoke"))
 def revoke(name: Annotated[str, typer.Argument(help="name of the token")], store: StoreUrl = DEFAULT_STORE) -> None:
     """Let a token, and whoever logged in with it, open nothing any more; servers know within 5 seconds."""
     with _tokens(store) as tokens:

@@ -48,10 +48,22 @@ def test_it_does_without(code: str, without: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_loads_nothing_heavy() -> None:
-    heavy = ["httpx2", "pydantic", "torch", "numpy", "sqlalchemy", "fastapi", "optuna"]
-    code = f"import sys, hpsearch.cli; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
-    done = python(code, without=[])
+HEAVY = ["torch", "optuna", "scipy", "pandas", "plotly", "sqlalchemy", "fastapi", "httpx2", "pydantic", "numpy"]
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import hpsearch", HEAVY),
+        (
+            "sys.argv = ['hpsearch', '--help']\nfrom hpsearch.cli import main\ntry: main()\nexcept SystemExit: pass",
+            HEAVY,
+        ),
+        ("import hpsearch_api.server", ["torch", "optuna", "scipy.stats", "pandas"]),
+    ],
+)
+def test_it_starts_without_loading_what_is_heavy(code: str, heavy: list[str]) -> None:
+    done = python(f"{code}\nfound = [m for m in {heavy} if m in sys.modules]; assert not found, found", without=[])
     assert done.returncode == 0, done.stderr
 
 

@@ -24,7 +24,10 @@ class ServiceStorage(BackendStorage):
         url: base URL of the server.
         token: bearer token; the environment variable ``HPSEARCH_TOKEN``, else none.
         patience_seconds: how long a server that does not answer is asked again, before ServerUnreachable.
-        linger_seconds, heartbeat_interval, grace_period, heartbeat_stale_trial_callback: as in BackendStorage.
+        linger_seconds: as in BackendStorage, and so are the following.
+        heartbeat_interval: seconds.
+        grace_period: seconds.
+        heartbeat_stale_trial_callback: called with what was found stale.
 
     Raises:
         ServerUnreachable: no answer, or not from a server of ours.
