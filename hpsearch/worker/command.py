@@ -17,6 +17,7 @@ from hpsearch.objective.command import OF_TRIAL, as_text, variable
 from hpsearch.trial import Result, TrialState
 from hpsearch.worker.folders import Folder
 from hpsearch.worker.handing import Results
+from hpsearch.worker.mailbox import Mailbox
 from hpsearch.worker.own_code import OwnCodeRunner, Setting, check
 from hpsearch.worker.own_trial import End, OwnTrial
 from hpsearch.worker.program import Program, Tail, said
@@ -40,6 +41,7 @@ class CommandRunner(OwnCodeRunner):
         super().__init__(**setting)
         self._temporary: Counter[tuple[str, int]] = Counter()
         self._scratch = Path(tempfile.mkdtemp(prefix="hpsearch-"))
+        self._mailbox = Mailbox()
 
     def preflight(self, task: PreflightTask, session: Channel) -> None:
         """See :class:`hpsearch.worker.loop.Runner`: that the program is allowed, and there."""
@@ -53,8 +55,9 @@ class CommandRunner(OwnCodeRunner):
         )
 
     def close(self) -> None:
-        """Let go of the guard, and of the folder with params and metrics."""
+        """Let go of the guard, of the mailbox, and of the folder with params and metrics."""
         self._guard.close()
+        self._mailbox.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _run(self, session: Channel, lease: LeasedTrial, results: Results) -> None:
@@ -68,7 +71,10 @@ class CommandRunner(OwnCodeRunner):
         trial = OwnTrial(lease, session, objective.limits)
         folder = self._checkpoints.open(lease)
         given = Given(objective, lease, folder, self._scratch)
+        token = self._mailbox.open(lambda: trial.end is not None)
+        given.environment |= {"HPSEARCH_METRICS_URL": self._mailbox.url, "HPSEARCH_METRICS_TOKEN": token}
         fault = self._watch([path, *given.argv[1:]], cwd, given, trial, folder)
+        self._mailbox.shut()
         result = trial.result(fault=fault, note=folder.note)
         self._checkpoints.end(lease, folder, max(1, trial.step), result)
         self._hand_over(trial, result, results, session)
@@ -80,15 +86,16 @@ class CommandRunner(OwnCodeRunner):
         except OSError as error:
             return f"{argv[0]} cannot be started: {error.strerror or error}; is it executable, with a #! line?"
         errors = Tail(SHOWN_BYTES)
-        lines, in_file = Lines(trial), Lines(trial)
+        lines, in_file, posted = Lines(trial), Lines(trial), Lines(trial)
         try:
             while True:
                 is_over = program.status is not None
-                lines.is_over = in_file.is_over = is_over
+                lines.is_over = in_file.is_over = posted.is_over = is_over
                 for name, data in (program.rest() if is_over else program.read()).items():
                     trial.log.add(data)
                     lines.take(data) if name == "out" else errors.add(data)
                 in_file.take(given.new_metrics())
+                posted.take(self._mailbox.read())
                 if is_over:
                     break
                 trial.look(program)

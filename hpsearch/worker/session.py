@@ -173,7 +173,7 @@ class Session:
             "capacity": capacity,
             "kinds": list(kinds),
             "wait_seconds": WAIT_SECONDS,
-            "info": self._info,
+            "info": {**self._info, "width": capacity},
         }
         if study is not None:
             body["study"] = study

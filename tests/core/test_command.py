@@ -68,6 +68,57 @@ def test_metrics_are_lines_of_json_among_others(runner: Callable[..., CommandRun
     assert heard.logs["t0"].startswith('starting\n{"level": 30')
 
 
+POST = """
+import json, os, sys, urllib.error, urllib.request
+
+def post(body, token=os.environ["HPSEARCH_METRICS_TOKEN"]):
+    headers = {"Authorization": "Bearer " + token}
+    request = urllib.request.Request(os.environ["HPSEARCH_METRICS_URL"], body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+"""
+
+
+def python(text: str, **changes: Any) -> LeasedTrial:
+    """A trial that runs Python."""
+    argv = [sys.executable, "-c", (POST + text).replace("{", "{{").replace("}", "}}")]
+    return lease({"kind": "command", "argv": argv}, **changes)
+
+
+def test_metrics_may_be_posted(runner: Callable[..., CommandRunner]) -> None:
+    heard = Heard()
+    text = """
+assert post(b'{"step": 1, "loss": 3}') == (200, {"action": "continue"})
+assert post(b'{"step": 2, "loss": 2}\\n{"step": 3, "loss": 1}') == (200, {"action": "continue"})
+assert post(b'no json')[0] == 200
+assert post(b'{"step": 4, "loss": 0}', token="wrong")[0] == 401
+assert post(b'{"step": 4, "loss": 0}' + b" " * 2**20)[0] == 413
+print(os.environ["HPSEARCH_METRICS_TOKEN"], file=open("token", "w"))
+"""
+    runner().run([python(text)], heard)
+    assert (heard.result.state, heard.result.value) == (TrialState.COMPLETED, 1.0), heard.result
+    assert heard.steps == [(1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"loss": 1.0})]
+
+
+def test_a_token_holds_for_its_own_trial_alone(runner: Callable[..., CommandRunner]) -> None:
+    own, first, second = runner(), Heard(), Heard()
+    keep = """
+post(b'{"step": 1, "loss": 3}')
+print(os.environ["HPSEARCH_METRICS_TOKEN"], end="", file=open("token", "w"))
+"""
+    late = """
+assert post(b'{"step": 9, "loss": 0}', token=open("token").read())[0] == 401
+post(b'{"step": 1, "loss": 5}')
+"""
+    own.run([python(keep)], first)
+    own.run([python(late)], second)
+    assert (first.result.state, first.result.value) == (TrialState.COMPLETED, 3.0)
+    assert (second.result.state, second.result.value) == (TrialState.COMPLETED, 5.0), second.result
+
+
 def test_params_come_in_three_ways(runner: Callable[..., CommandRunner]) -> None:
     heard = Heard()
     params = {"lr": 1e-05, "model.kind": "a b'\"$HOME;", "flag": True, "none": None, "sizes": [5, 5]}
