@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing as mp
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ class Size:
     target: float = 0.48
 
 
-def document(size: Size, precision: str = "float32") -> dict[str, Any]:
+def document(size: Size, precision: str = "float32", seed: int = 0) -> dict[str, Any]:
     """The study: coarse, then fine until the target is reached."""
     return {
         "name": "cifar10-two-layer",
@@ -67,17 +68,19 @@ def document(size: Size, precision: str = "float32") -> dict[str, Any]:
             {"name": "fine", "trials": 200, "epochs": FINE_EPOCHS, "early_stopping": {"name": "asha"}},
         ],
         "stop": {"target": size.target},
+        "seed": seed,
     }
 
 
 # -- ours -------------------------------------------------------------------------------------------------------------
 
 
-def ours(size: Size, precision: str, cap: float) -> dict[str, Any]:
+def ours(size: Size, precision: str, seed: int, cap: float) -> dict[str, Any]:
     """Seconds of ``hpsearch run`` from its start to its end, and what the store says afterwards."""
     with tempfile.TemporaryDirectory(prefix="hpsearch-cifar10-") as folder:
         spec, store = Path(folder) / "study.yaml", f"sqlite:///{folder}/hpsearch.db"
-        spec.write_text(yaml.safe_dump({**document(size, precision), "stop": {"target": size.target, "seconds": cap}}))
+        told = document(size, precision, seed) | {"stop": {"target": size.target, "seconds": cap}}
+        spec.write_text(yaml.safe_dump(told))
         command = [sys.executable, "-m", "hpsearch", "run", str(spec), "--store", store, "--port", "0", "--json"]
         start = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -252,7 +255,7 @@ def _optimize(size: Size, threads: int, journal: str, number: int, *, cap: float
     told.put((len(study.trials), max((t.value for t in done), default=0.0)))
 
 
-def optuna_seconds(size: Size, processes: int, threads: int, cap: float) -> dict[str, Any]:
+def optuna_seconds(size: Size, processes: int, threads: int, seed: int, cap: float) -> dict[str, Any]:
     """Seconds until one of the peer's trials reaches the target, or until the cap."""
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="hpsearch-cifar10-") as folder:
@@ -262,7 +265,7 @@ def optuna_seconds(size: Size, processes: int, threads: int, cap: float) -> dict
         crew = [
             context.Process(
                 target=_optimize,
-                args=(size, threads, journal, number),
+                args=(size, threads, journal, 1000 * seed + number),
                 kwargs={"cap": cap, "reached": reached, "told": told},
             )
             for number in range(processes)
@@ -277,29 +280,41 @@ def optuna_seconds(size: Size, processes: int, threads: int, cap: float) -> dict
     return {"seconds": seconds, "reached": hit, "trials": max(c[0] for c in counts), "best": max(c[1] for c in counts)}
 
 
-def compare(size: Size, cap: float) -> str:
-    """Both, one after the other; Markdown."""
+def compare(size: Size, cap: float, repeats: int) -> str:
+    """Both, one after the other, with several seeds; Markdown."""
     PlainLoop(size, 1)  # decodes the images once for both
     processes, threads, rates = best_setting(size)
-    mine = {precision: ours(size, precision, cap) for precision in ("float32", "bfloat16")}
-    peer = optuna_seconds(size, processes, threads, cap)
-    at_least = "" if peer["reached"] else "≥ "
-    lines = [
-        f"Seconds to val_accuracy {size.target:g} on {size.validation:,} validation images, {size.train:,} to train:",
-        "",
-        f"- Optuna TPE + Hyperband, {processes} × {threads} threads: **{at_least}{peer['seconds']:.0f} s**"
-        f"{'' if peer['reached'] else ' (given up)'}; {peer['trials']} trials, best {peer['best']:.4f}; samples per "
-        f"second {', '.join(f'{name}: {rate:,.0f}' for name, rate in rates.items())}",
+    runs = [
+        {precision: ours(size, precision, seed, cap) for precision in ("float32", "bfloat16")}
+        | {"peer": optuna_seconds(size, processes, threads, seed, cap)}
+        for seed in range(repeats)
     ]
-    for precision, run in mine.items():
-        best = run["best"]
-        got = best is not None and best.value >= size.target
-        winner = f"{best.value:.4f} with {json.dumps(best.params)}" if best else "none"
-        times = f"{at_least}{peer['seconds'] / run['seconds']:.1f} × as fast"
-        lines += [
-            f"- ours, {precision} (`hpsearch run`, all of it): **{run['seconds']:.0f} s**"
-            f"{'' if got else ', not reached'}, {times}; {'; '.join(run['stages'])}; best {winner}",
-            f"  - flags on lr: {'; '.join(run['flags']) or 'none'}",
-            *(f"  - {text}" for text in run["evidence"]),
-        ]
+    peer = statistics.median(run["peer"]["seconds"] for run in runs)
+    lines = [
+        f"Seconds to val_accuracy {size.target:g} on {size.validation:,} validation images, {size.train:,} to train; "
+        f"the median of {repeats} seeds, and each:",
+        "",
+        f"- Optuna TPE + Hyperband, {processes} × {threads} threads: **{peer:.0f} s**: "
+        + ", ".join(
+            f"{run['seconds']:.0f}{'' if run['reached'] else ' (given up)'} with {run['trials']} trials"
+            for run in (run["peer"] for run in runs)
+        )
+        + f"; samples per second {', '.join(f'{name}: {rate:,.0f}' for name, rate in rates.items())}",
+    ]
+    for precision in ("float32", "bfloat16"):
+        mine = [run[precision] for run in runs]
+        median = statistics.median(run["seconds"] for run in mine)
+        lines.append(
+            f"- ours, {precision} (`hpsearch run`, all of it): **{median:.0f} s**, {peer / median:.1f} × as fast: "
+            + ", ".join(f"{run['seconds']:.0f}{'' if _reached(run, size) else ' (not reached)'}" for run in mine)
+        )
+        for seed, run in enumerate(mine):
+            winner = f"{run['best'].value:.4f} with {json.dumps(run['best'].params)}" if run["best"] else "none"
+            flags = "; ".join(run["flags"]) or "none"
+            lines.append(f"  - seed {seed}: {'; '.join(run['stages'])}; best {winner}; flags on lr: {flags}")
+        lines += [f"    - {text}" for text in mine[0]["evidence"]]
     return "\n".join(lines)
+
+
+def _reached(run: dict[str, Any], size: Size) -> bool:
+    return run["best"] is not None and run["best"].value >= size.target

@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--lost", action="store_true", help="print what ours did where it lost")
     parser.add_argument("--cifar10", action="store_true", help="(c) alone")
     parser.add_argument("--cap", type=float, default=300.0, help="of (c): seconds after which either is given up")
+    parser.add_argument("--repeats", type=int, default=3, help="of (c): seeds")
     parser.add_argument("--small", action="store_true", help="of (c): a fifth of the data and a lower target")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     args = parser.parse_args()
@@ -341,7 +342,7 @@ def main() -> None:
     start = time.perf_counter()
     if args.cifar10:
         size = cifar10.Size(train=8000, validation=1000, coarse=40, target=0.4) if args.small else cifar10.Size()
-        text = f"### (c) The lecture's study on CIFAR-10\n\n{cifar10.compare(size, args.cap)}"
+        text = f"### (c) The lecture's study on CIFAR-10\n\n{cifar10.compare(size, args.cap, args.repeats)}"
     else:
         todo = cases(args.tables or list(RECIPES), args.runs, part=args.part)
         outcomes = play_all(todo, jobs=args.jobs, others=not args.ours)
