@@ -18,8 +18,9 @@ PROGRAM = Path(sys.executable).with_name("hpsearch")
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_completion_for_each_shell(shell: str) -> None:
+    named = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # not the one that runs the tests
     shown = subprocess.run(
-        [PROGRAM, "--show-completion", shell], capture_output=True, text=True, check=True, timeout=60
+        [PROGRAM, "--show-completion", shell], capture_output=True, text=True, check=True, timeout=60, env=named
     )
     assert "hpsearch" in shown.stdout
     assert "_HPSEARCH_COMPLETE" in shown.stdout
