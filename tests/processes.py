@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpsearch.client import Client
+from hpsearch.client import Client, StudyHandle
 from hpsearch.http import Connection
 
 T = TypeVar("T")
@@ -89,6 +90,18 @@ def eventually(look: Callable[[], T | None], seconds: float = 30, explain: Calla
             return found
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {explain()}")
+
+
+def finished_events(study: StudyHandle) -> Counter[int]:
+    """How often each trial came to an end, by the study's log."""
+    counts: Counter[int] = Counter()
+    last = study.read()["last_event"]
+    for seq, kind, data in study.events():
+        if kind == "trial" and data["state"] not in ("queued", "running"):
+            counts[data["number"]] += 1
+        if seq == last:
+            break
+    return counts
 
 
 class House:

@@ -75,22 +75,26 @@ def test_what_is_written_survives_what_arrives(page: Page, server: Server, make_
     expect(note).to_have_value("half a thought")
 
 
-def test_a_brush_filters_the_table_and_a_row_opens(page: Page, make_study: Callable[..., str]) -> None:
-    study = make_study(40, trials=40)
-    page.goto(f"/studies/{study}")
+def brush_first_axis(page: Page, *, top: float, bottom: float) -> None:
+    """Draw a box over the first of three axes of the parallel coordinates, which goes from 0 to 1."""
     figure = page.locator("[data-figure=parallel]")
     figure.scroll_into_view_if_needed()
     page.wait_for_selector("[data-figure=parallel][data-drawn]")
     area = figure.locator(".nsewdrag").first.bounding_box()
     assert area is not None
-    # Axes stand at 0 (lr), 1 (reg), 2 (score) of a range from -0.35 to 2.35; a box over the first, from its middle up.
-    x0 = area["x"] + area["width"] * 0.35 / 2.7
-    y = [area["y"] + area["height"] * (1.14 - place) / 1.18 for place in (1.05, 0.5)]
+    x0 = area["x"] + area["width"] * 0.35 / 2.7  # axes stand at 0, 1, 2 of a range from -0.35 to 2.35
+    y = [area["y"] + area["height"] * (1.14 - place) / 1.18 for place in (top, bottom)]
     page.mouse.move(x0 - 30, y[0])
     page.mouse.down()
     page.mouse.move(x0, y[1] - 10, steps=5)
     page.mouse.move(x0 + 30, y[1], steps=5)
     page.mouse.up()
+
+
+def test_a_brush_filters_the_table_and_a_row_opens(page: Page, make_study: Callable[..., str]) -> None:
+    study = make_study(40, trials=40)
+    page.goto(f"/studies/{study}")
+    brush_first_axis(page, top=1.05, bottom=0.5)
     chip = page.locator(".chip")
     expect(chip).to_contain_text("lr")
     shown = page.locator(".trials tbody tr")
@@ -117,19 +121,8 @@ def test_a_brush_over_an_axis_of_choices_filters_by_them(
     given = [{"params": {"act": choice, "lr": 1e-4}, "value": 0.5} for choice in choices]
     server.post(f"/studies/{study}/trials", {"trials": given})
     page.goto(f"/studies/{study}")
-    figure = page.locator("[data-figure=parallel]")
-    figure.scroll_into_view_if_needed()
-    page.wait_for_selector("[data-figure=parallel][data-drawn]")
-    area = figure.locator(".nsewdrag").first.bounding_box()
-    assert area is not None
     # Choices stand at 1/8, 3/8, 5/8, 7/8 of the first axis, that of act: a box from 0.3 to 1 holds all but relu.
-    x0 = area["x"] + area["width"] * 0.35 / 2.7
-    y = [area["y"] + area["height"] * (1.14 - place) / 1.18 for place in (1.0, 0.3)]
-    page.mouse.move(x0 - 30, y[0])
-    page.mouse.down()
-    page.mouse.move(x0, y[1] - 10, steps=5)
-    page.mouse.move(x0 + 30, y[1], steps=5)
-    page.mouse.up()
+    brush_first_axis(page, top=1.0, bottom=0.3)
     expect(page.locator(".chip")).to_contain_text("tanh, [1, x:y], true")
     cells = page.locator(".trials tbody td:nth-child(3)")
     expect(cells).to_have_count(3)

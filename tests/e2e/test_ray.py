@@ -18,7 +18,7 @@ import pytest
 
 import hpsearch
 from hpsearch.client import Client, StudyHandle
-from processes import House, Process, eventually
+from processes import House, Process, eventually, finished_events
 from ray_nodes import Nodes
 
 pytestmark = pytest.mark.skipif(
@@ -82,18 +82,6 @@ def refused(house: House, nodes: Nodes, *options: str, **environment: str) -> tu
     return process.popen.wait(60), eventually(lambda: process.output)
 
 
-def finished(study: StudyHandle) -> Counter[int]:
-    """How often each trial came to an end, by the study's log."""
-    counts: Counter[int] = Counter()
-    last = study.read()["last_event"]
-    for seq, kind, data in study.events():
-        if kind == "trial" and data["state"] not in ("queued", "running"):
-            counts[data["number"]] += 1
-        if seq == last:
-            break
-    return counts
-
-
 def holder(client: Client, node: str) -> str | None:
     """The worker on a node that holds a trial."""
     return next((w["name"] for w in client.workers() if w["info"]["node"] == node and w["holds"]), None)
@@ -114,7 +102,7 @@ def test_a_node_is_lost_and_no_trial(house: House, nodes: Nodes) -> None:
 
         trials = study.trials()
         assert [t["state"] for t in trials] == ["completed"] * 8
-        assert finished(study) == dict.fromkeys(range(8), 1)
+        assert finished_events(study) == dict.fromkeys(range(8), 1)
         attempts = study.trial(hit["number"])["attempts"]
         assert [a["state"] for a in attempts] == ["lost", "finished"]
         assert sum(t["n_attempts"] for t in trials) == 9, "no other trial was taken from its worker"

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from typing import Any
 
 import httpx2
@@ -16,7 +15,7 @@ import pytest
 
 from hpsearch.client import Client, StudyHandle
 from hpsearch.errors import ServerRefused, ServerUnreachable
-from processes import House, digits, eventually
+from processes import House, digits, eventually, finished_events
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -34,18 +33,6 @@ def long_study() -> dict[str, Any]:
         "batch_size": 10,
     }
     return digits(objective=objective, stages=[{"name": "coarse", "trials": 16, "epochs": 12}])
-
-
-def finished_events(study: StudyHandle) -> Counter[int]:
-    """How often each trial came to an end, by the study's log."""
-    counts: Counter[int] = Counter()
-    last = study.read()["last_event"]
-    for seq, kind, data in study.events():
-        if kind == "trial" and data["state"] not in ("queued", "running"):
-            counts[data["number"]] += 1
-        if seq == last:
-            break
-    return counts
 
 
 def running_in_the_middle(study: StudyHandle, worker: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,6 @@ from hpsearch_storage import open_store
 from hpsearch_storage.engine import Database
 from hpsearch_storage.urls import parse_url
 from stores import DOCUMENT, NOW, TTL, create, sentence
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = open_store(url)
-    yield store
-    store.close()
 
 
 def test_readers_and_the_writer_do_not_wait_for_each_other(tmp_path: Path, sqlite_url: str) -> None:
