@@ -5,16 +5,18 @@ A coordinator keeps no state of its own but a cache of immutable specs, so any n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage
 from hpsearch.drawing import Drawer
-from hpsearch.errors import Conflict, Fault, InvalidSpec
+from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage, ResumeFrom
 from hpsearch.search.ranking import first_params
@@ -23,10 +25,12 @@ from hpsearch.space import Params, check_params
 from hpsearch.spec import StudySpec
 from hpsearch.stages import Stages
 from hpsearch.stopper import Stopper
-from hpsearch.store import Store, WorkerHello
+from hpsearch.store import Asking, Store, WorkerHello
 from hpsearch.study import Border, Stage, StageState, Study, StudyState
 from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
 from hpsearch.verdicts import judge
+
+T = TypeVar("T")
 
 PREFLIGHT_TTL = timedelta(seconds=180)
 """How long a worker has to run the checks of a study before another may."""
@@ -199,23 +203,46 @@ class Coordinator:
         self, worker: WorkerHello, capacity: int, *, study: str | None = None, kinds: Iterable[str] | None = None
     ) -> list[Assignment]:
         """Up to ``capacity`` trials for a worker. Raises NotFound if ``study`` names none."""
-        if study is not None:
-            self.store.study(study)
-        wanted = None if kinds is None else sorted(set(kinds))
-        share = self._fair_share(worker, capacity, study, wanted) if capacity > 1 else 1
-        if share < capacity:
-            held = self._lease(worker, capacity, study, [])
-            if held:
-                return [self._assignment(lease) for lease in held]
-            if share == 0:
-                return []
-            capacity = share
-        leases = self._lease(worker, capacity, study, wanted)
-        while len(leases) < capacity and self._create_trials(capacity - len(leases), study, wanted):
-            leases = self._lease(worker, capacity, study, wanted)
-        if leases:
+        (found,) = self.lease_all([Asking(worker, capacity, study, _sorted(kinds))])
+        if isinstance(found, NotFound):
+            raise found
+        return found
+
+    def lease_all(self, asked: Sequence[Asking]) -> list[list[Assignment] | NotFound]:
+        """Like :meth:`lease` for several workers, in order, at hardly more than the cost of one."""
+        missing = self._missing({asking.study for asking in asked if asking.study is not None})
+        leases = iter(self._lease([self._with_share(asking) for asking in asked if asking.study not in missing]))
+        return [
+            missing[asking.study] if asking.study in missing else [self._assignment(lease) for lease in next(leases)]
+            for asking in asked
+        ]
+
+    def _missing(self, names: Iterable[str]) -> dict[str | None, NotFound]:
+        """Studies that are not there, and the error for each."""
+        missing: dict[str | None, NotFound] = {}
+        for name in names:
+            try:
+                self.store.study(name)
+            except NotFound as error:
+                missing[name] = error
+        return missing
+
+    def _lease(self, asked: Sequence[Asking]) -> list[list[Lease]]:
+        """What the store has queued, and what is created where that is not enough."""
+        found = self._lease_queued(asked)
+        while True:
+            wanted: Counter[tuple[str | None, tuple[str, ...] | None]] = Counter()
+            for asking, leases in zip(asked, found, strict=True):
+                wanted[asking.study, asking.kinds] += asking.room(len(leases))
+            created = [self._create_trials(n, *key) for key, n in wanted.items() if n > 0]
+            if not any(created):
+                break
+            short = [i for i, leases in enumerate(found) if asked[i].room(len(leases))]
+            for i, leases in zip(short, self._lease_queued([asked[i] for i in short]), strict=True):
+                found[i] = leases
+        if any(found):
             self._changed()
-        return [self._assignment(lease) for lease in leases]
+        return found
 
     def queue(self, study: str | None = None, kinds: Iterable[str] | None = None) -> tuple[int, int]:
         """How many trials could be leased, those not created yet included, and how many checks wait for a worker.
@@ -224,24 +251,24 @@ class Coordinator:
         """
         if study is not None:
             self.store.study(study)
-        wanted = None if kinds is None else sorted(set(kinds))
+        wanted = _sorted(kinds)
         waiting, _ = self.store.demand("", since=self.clock(), study=study, kinds=wanted)
         return waiting, self.store.n_checks_waiting(kinds=wanted, now=self.clock())
 
-    def _fair_share(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> int:
-        """How many trials this worker may take so that all who wait get as many: a wide pack must idle nobody."""
+    def _with_share(self, asking: Asking) -> Asking:
+        """Who asks for several gets so many that all who wait get as many: a wide pack must idle nobody."""
+        if asking.capacity <= 1:
+            return asking
         since = self.clock() - 2 * self.lease_ttl
-        waiting, others = self.store.demand(worker.name, since=since, study=study, kinds=kinds)
-        return min(capacity, -(-waiting // (others + 1)))
+        waiting, others = self.store.demand(asking.worker.name, since=since, study=asking.study, kinds=asking.kinds)
+        return replace(asking, share=-(-waiting // (others + 1)))
 
-    def _lease(self, worker: WorkerHello, capacity: int, study: str | None, kinds: list[str] | None) -> list[Lease]:
-        leases = self.store.lease(
-            worker, capacity, now=self.clock(), ttl=self.lease_ttl, study=study, kinds=kinds, max_lost=MAX_LOST
-        )
-        self.stopper.leased(leases)
-        return leases
+    def _lease_queued(self, asked: Sequence[Asking]) -> list[list[Lease]]:
+        found = self.store.lease_all(asked, now=self.clock(), ttl=self.lease_ttl, max_lost=MAX_LOST) if asked else []
+        self.stopper.leased([lease for leases in found for lease in leases])
+        return found
 
-    def _create_trials(self, wanted: int, study: str | None, kinds: list[str] | None) -> bool:
+    def _create_trials(self, wanted: int, study: str | None, kinds: Iterable[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""
         for owner, stage in self.store.stages_with_room(study=study, kinds=kinds):
             room = self._room(owner, stage)
@@ -286,26 +313,36 @@ class Coordinator:
 
     def report(self, worker: str, reports: Sequence[Report]) -> list[Decision]:
         """See :meth:`Store.report`; and ``stop`` where the rule of a stage says so."""
+        return self.report_all([(worker, reports)])[0]
+
+    def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]]) -> list[list[Decision]]:
+        """Like :meth:`report` for several workers, in order, at hardly more than the cost of one."""
+        reports = [report for _, some in calls for report in some]
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report_at_rungs(
-            worker, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
+            [worker for worker, _ in calls], reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
         )
         decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:
             self._changed()
-        return decisions
+        return _shared_out(decisions, calls)
 
     def finish(self, worker: str, results: Sequence[Result]) -> list[Outcome]:
         """End trials, and whatever ends with them. See :meth:`Store.finish`."""
+        return self.finish_all([(worker, results)])[0]
+
+    def finish_all(self, calls: Sequence[tuple[str, Sequence[Result]]]) -> list[list[Outcome]]:
+        """Like :meth:`finish` for several workers, in order, at hardly more than the cost of one."""
+        results = [result for _, some in calls for result in some]
         held = self.store.held([result.token for result in results])
         judged = [self._judged(result, held.get(result.token)) for result in results]
-        outcomes = self.store.finish(worker, judged, now=self.clock())
+        outcomes = self.store.finish_all([worker for worker, _ in calls], judged, now=self.clock())
         stopped = [held[r.token] for r in judged if r.state is TrialState.PRUNED and r.token in held]
         for study_id, study, stage in sorted({(trial.study_id, trial.study, trial.stage) for trial in stopped}):
             self.stopper.promote(study_id, study, stage)
         self.settle()
         self._changed()
-        return outcomes
+        return _shared_out(outcomes, calls)
 
     def _judged(self, result: Result, held: HeldTrial | None) -> Result:
         if held is None:
@@ -356,3 +393,13 @@ class Coordinator:
         """End every stage that is over, and open what follows. See :class:`hpsearch.stages.Stages`."""
         if self.stages.settle():
             self._changed()
+
+
+def _sorted(kinds: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if kinds is None else tuple(sorted(set(kinds)))
+
+
+def _shared_out(answers: Sequence[T], calls: Sequence[tuple[str, Sequence[Any]]]) -> list[list[T]]:
+    """The answers to each call."""
+    left = iter(answers)
+    return [list(islice(left, len(some))) for _, some in calls]

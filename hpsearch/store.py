@@ -109,6 +109,29 @@ class WorkerHello:
     info: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a worker asks for.
+
+    Attributes:
+        capacity: at most so many trials, those that it holds already included.
+        study: only of this one; None: of any but ``external`` ones.
+        kinds: of objectives; None: of any.
+        share: it gets new ones only while it holds fewer than so many; None: than its capacity.
+    """
+
+    worker: WorkerHello
+    capacity: int
+    study: str | None = None
+    kinds: tuple[str, ...] | None = None
+    share: int | None = None
+
+    def room(self, n_held: int) -> int:
+        """How many new trials it may get beside those that it gets back."""
+        most = self.capacity if self.share is None else min(self.capacity, self.share)
+        return max(most - n_held, 0)
+
+
 class Logs(Protocol):
     """The end of what trials of users' own code wrote, one text for each. Threads as in :class:`Store`."""
 
@@ -353,6 +376,12 @@ class Store(Protocol):
         """
         ...
 
+    def lease_all(
+        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
+    ) -> list[list[Lease]]:
+        """Like :meth:`lease` for each, in order and in one transaction."""
+        ...
+
     def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
         """Keep metrics and renew leases.
 
@@ -364,9 +393,15 @@ class Store(Protocol):
         ...
 
     def report_at_rungs(
-        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+        self,
+        workers: Sequence[str],
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs],
+        *,
+        now: datetime,
+        ttl: timedelta,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
-        """Like :meth:`report`, and keep what the reports say of rungs, as :meth:`record_rungs` does.
+        """Like :meth:`report` by several workers, and keep what is said of rungs, as :meth:`record_rungs` does.
 
         Returns:
             the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
@@ -385,6 +420,10 @@ class Store(Protocol):
         came. A completed trial without a value gets the study's metric of its last step; if there is none it
         becomes failed, and if the value is not finite, diverged, either with a reason.
         """
+        ...
+
+    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """Like :meth:`finish` by several workers."""
         ...
 
     def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:

@@ -69,6 +69,7 @@ def create_app(
         tracer: takes traces; None makes one as the environment says.
     """
     changes = Changes()
+    calls = leases.Calls(coordinator)
     coordinator.on_change(changes.ring)
     given = {GIVEN: (token, Scope.ADMIN), OWN: (worker_token, Scope.WORK)}
     known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
@@ -86,6 +87,7 @@ def create_app(
         changes.close()
         feeds.close()
         ticking.cancel()
+        calls.close()
         traced.close()
 
     app = _App(
@@ -97,6 +99,7 @@ def create_app(
     )
     app.state.coordinator = coordinator
     app.state.changes = changes
+    app.state.calls = calls
     app.state.memory = Memory()
     app.state.doorkeeper = doorkeeper
     app.state.feeds = feeds

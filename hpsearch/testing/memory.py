@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Page, TrialQuery, WorkerHello
+from hpsearch.store import Asking, Page, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
@@ -305,22 +305,33 @@ class MemoryStore(Rungs):
         max_lost: int = 3,
     ) -> list[Lease]:
         """See Store."""
+        wanted = None if kinds is None else tuple(kinds)
+        return self.lease_all([Asking(worker, capacity, study, wanted)], now=now, ttl=ttl, max_lost=max_lost)[0]
+
+    def lease_all(
+        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
+    ) -> list[list[Lease]]:
+        """See Store."""
         with self._lock:
-            seen = self._workers.get(worker.name)
-            first = seen.first_seen if seen else now
-            self._workers[worker.name] = Worker(worker.name, dict(worker.info), first, now, 0)
-            for item in self._held(worker.name):
-                if None not in (worker.session, item.session) and item.session != worker.session:
-                    self._lose(item, "its worker was started anew", max_lost, now)
-            leases: list[Lease] = []
-            for item in self._held(worker.name):
-                if len(leases) < capacity and study in (None, self._kept[item.study_id].study.name):
-                    item.shown = replace(item.shown, expires_at=now + ttl)
-                    item.session = worker.session or item.session
-                    leases.append(self._lease(item))
-            queued = [(k, t) for k in self._chosen(study, kinds) for t in self._queued(k)]
-            leases += [self._start(k, t, worker, now, ttl) for k, t in queued[: max(capacity - len(leases), 0)]]
-            return leases
+            return [self._lease_one(asking, now, ttl, max_lost) for asking in asked]
+
+    def _lease_one(self, asking: Asking, now: datetime, ttl: timedelta, max_lost: int) -> list[Lease]:
+        worker, capacity, study = asking.worker, asking.capacity, asking.study
+        seen = self._workers.get(worker.name)
+        first = seen.first_seen if seen else now
+        self._workers[worker.name] = Worker(worker.name, dict(worker.info), first, now, 0)
+        for item in self._held(worker.name):
+            if None not in (worker.session, item.session) and item.session != worker.session:
+                self._lose(item, "its worker was started anew", max_lost, now)
+        leases: list[Lease] = []
+        for item in self._held(worker.name):
+            if len(leases) < capacity and study in (None, self._kept[item.study_id].study.name):
+                item.shown = replace(item.shown, expires_at=now + ttl)
+                item.session = worker.session or item.session
+                leases.append(self._lease(item))
+        queued = [(k, t) for k in self._chosen(study, asking.kinds) for t in self._queued(k)]
+        room = asking.room(len(leases))
+        return leases + [self._start(k, t, worker, now, ttl) for k, t in queued[:room]]
 
     def _held(self, worker: str) -> list[Try]:
         held = [item for item in self._tries.values() if item.holds and item.shown.worker == worker]
@@ -413,10 +424,15 @@ class MemoryStore(Rungs):
 
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
+        return self.finish_all([worker], results, now=now)
+
+    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """See Store."""
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
             raise InvalidInput(f"a trial cannot be finished as {wrong[0]!r}")
         with self._lock:
-            self._seen(worker, now)
+            for worker in workers:
+                self._seen(worker, now)
             return [self._finish(result, now) for result in results]
 
     def _finish(self, result: Result, now: datetime) -> Outcome:

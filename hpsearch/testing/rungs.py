@@ -23,11 +23,19 @@ class Rungs(Care):
     """What trials had at rungs, and promotion; trials by columns and by steps."""
 
     def report_at_rungs(
-        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+        self,
+        workers: Sequence[str],
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs],
+        *,
+        now: datetime,
+        ttl: timedelta,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
         with self._lock:
-            decisions = self.report(worker, reports, now=now, ttl=ttl)
+            decisions = self.report(workers[0], reports, now=now, ttl=ttl)
+            for worker in workers[1:]:
+                self.report(worker, [], now=now, ttl=ttl)
             last = {d.token: d.place.step for d in decisions if d.place is not None}
             entries = []
             for each in climbs:

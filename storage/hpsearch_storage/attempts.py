@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from hpsearch.store import WorkerHello
 from hpsearch.trial import Attempt, AttemptState
 from hpsearch_storage import tables, trials
 from hpsearch_storage.codec import check_text, check_whole, chunks, to_micros
@@ -66,7 +67,9 @@ class Reporting(NamedTuple):
 _OWN = [field.name for field in fields(AttemptRow)][:-1]
 _ROWS = f"""SELECT {", ".join(f"attempts.{name}" for name in _OWN)}, {trials.COLUMNS} FROM attempts
     JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id"""
-_STUDIES_OF_WORKER = Statement("SELECT DISTINCT study_id FROM attempts WHERE worker = %s AND state = 'running'")
+_STUDIES_OF_WORKERS = Statement(
+    "SELECT DISTINCT study_id FROM attempts WHERE worker = ANY (%s::text[]) AND state = 'running'"
+)
 _BY_TOKEN = Statement(f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id")
 _LOCKED_BY_TOKEN = Statement(
     f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id FOR NO KEY UPDATE OF attempts"
@@ -80,7 +83,9 @@ _REPORTING = Statement(
     WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.study_id, attempts.id
     FOR SHARE OF studies FOR NO KEY UPDATE OF attempts"""
 )
-_OF_WORKER = Statement(f"{_ROWS} WHERE attempts.worker = %s AND attempts.state = 'running' ORDER BY attempts.id")
+_OF_WORKERS = Statement(
+    f"{_ROWS} WHERE attempts.worker = ANY (%s::text[]) AND attempts.state = 'running' ORDER BY attempts.id"
+)
 _EXPIRED = Statement(f"{_ROWS} WHERE attempts.state = 'running' AND attempts.expires_at <= %s ORDER BY attempts.id")
 _START = Bulk(
     sqlite="""INSERT INTO attempts (trial_id, study_id, number, token, worker, session, state, started_at, expires_at)
@@ -105,6 +110,12 @@ _HEARD = Bulk(
         WHERE attempts.id = given.id""",
     types={"step": "bigint", "expires_at": "bigint", "id": "bigint"},
 )
+_RENEW = Bulk(
+    sqlite="UPDATE attempts SET expires_at = ?, session = ? WHERE id = ?",
+    postgres="""UPDATE attempts SET expires_at = given.expires_at, session = given.session FROM {rows}
+        WHERE attempts.id = given.id""",
+    types={"expires_at": "bigint", "session": "text", "id": "bigint"},
+)
 _END = Statement(
     "UPDATE attempts SET state = %s, reason = %s, ended_at = %s WHERE id = ANY (%s::bigint[]) AND state = 'running'"
 )
@@ -113,9 +124,9 @@ _END = Statement(
 _STATES = {state.value: state for state in AttemptState}
 
 
-def studies_of_worker(connection: Connection, worker: str) -> set[int]:
-    """Ids of the studies that a worker holds trials of. Nothing is locked."""
-    return {row[0] for row in _STUDIES_OF_WORKER.rows(connection, check_text(worker))}
+def studies_of_workers(connection: Connection, workers: Iterable[str]) -> set[int]:
+    """Ids of the studies that workers hold trials of. Nothing is locked."""
+    return {row[0] for row in _STUDIES_OF_WORKERS.rows(connection, sorted(map(check_text, workers)))}
 
 
 def studies_of_expired(connection: Connection, now: datetime) -> set[int]:
@@ -124,9 +135,9 @@ def studies_of_expired(connection: Connection, now: datetime) -> set[int]:
     return set(connection.scalars(query.distinct()))
 
 
-def of_worker(connection: Connection, worker: str) -> list[AttemptRow]:
-    """Running attempts of a worker by study, stage and number."""
-    rows = _of_values(_OF_WORKER.rows(connection, check_text(worker)))
+def of_workers(connection: Connection, workers: Iterable[str]) -> list[AttemptRow]:
+    """Running attempts of workers by study, stage and number."""
+    rows = _of_values(_OF_WORKERS.rows(connection, sorted(map(check_text, workers))))
     return sorted(rows, key=lambda row: (row.study_id, row.trial.stage_id, row.trial.number))
 
 
@@ -179,31 +190,24 @@ def of_trial(connection: Connection, study_id: int, number: int) -> list[Attempt
 
 
 def start(
-    connection: Connection,
-    started: Sequence[TrialRow],
-    *,
-    worker: str,
-    session: str | None,
-    now: datetime,
-    expires_at: datetime,
+    connection: Connection, started: Sequence[tuple[TrialRow, WorkerHello]], *, now: datetime, expires_at: datetime
 ) -> list[str]:
-    """Begin an attempt at each trial (``n_attempts`` counts it already); returns their tokens."""
+    """Begin an attempt at each trial (``n_attempts`` counts it already) for a worker; returns their tokens."""
     tokens = [secrets.token_urlsafe(18) for _ in started]
-    same = (worker, session, to_micros(now), to_micros(expires_at))
+    times = (to_micros(now), to_micros(expires_at))
     rows = [
-        (trial.id, trial.study_id, trial.n_attempts, token, *same) for trial, token in zip(started, tokens, strict=True)
+        (trial.id, trial.study_id, trial.n_attempts, token, hello.name, hello.session, *times)
+        for (trial, hello), token in zip(started, tokens, strict=True)
     ]
     _START.run(connection, rows)
     return tokens
 
 
-def renew(connection: Connection, ids: Iterable[int], *, expires_at: datetime, session: str | None = None) -> None:
-    """Let leases expire later; a session that was not told before is noted."""
-    values: dict[str, Any] = {"expires_at": expires_at}
-    if session is not None:
-        values["session"] = session
-    for some in chunks(sorted(ids)):
-        connection.execute(update(tables.attempts).where(_attempts.id.in_(some)).values(values))
+def renew(connection: Connection, held: Iterable[tuple[AttemptRow, str | None]], expires_at: datetime) -> None:
+    """Let leases expire later; a session of their worker that was not told before is noted."""
+    expires = to_micros(expires_at)
+    rows = sorted((row.id, expires, row.session if session is None else session) for row, session in held)
+    _RENEW.run(connection, [(expires, session, attempt_id) for attempt_id, expires, session in rows])
 
 
 def to_renew(last_steps: dict[int, int | None], *, expires_at: datetime) -> Change:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
 
 from sqlalchemy import Connection
 
-from hpsearch.store import WorkerHello
+from hpsearch.store import Asking
 from hpsearch.study import StudyState
 from hpsearch.trial import AttemptState, Lease, TrialState
 from hpsearch_storage import attempts, stages, studies, trials, workers
 from hpsearch_storage.attempts import AttemptRow
 from hpsearch_storage.codec import decode_stage
-from hpsearch_storage.prepared import Rows, Statement
+from hpsearch_storage.prepared import Statement
 from hpsearch_storage.trials import TrialRow
 
 _STAGES = Statement(
@@ -23,15 +27,11 @@ _STAGES = Statement(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a worker asks for; see :meth:`hpsearch.store.Store.lease`."""
+class Terms:
+    """What holds for all leases of a transaction; see :meth:`hpsearch.store.Store.lease`."""
 
-    worker: WorkerHello
-    capacity: int
     now: datetime
     ttl: timedelta
-    study: str | None
-    kinds: tuple[str, ...] | None
     max_lost: int
 
     @property
@@ -40,99 +40,141 @@ class Request:
         return self.now + self.ttl
 
 
-def lease(connection: Connection, request: Request) -> list[Lease]:
-    """Give out what the worker holds already, then queued trials.
+def lease(connection: Connection, asked: Sequence[Asking], terms: Terms) -> list[list[Lease]]:
+    """Give each worker what it holds already, then queued trials.
 
-    Locks: the worker's row, then the studies that will be needed, by id. A study whose need shows only later is
-    taken if it is free and left out if not, because waiting for it could close a circle.
+    Locks: the workers' rows, by name, then the studies that will be needed, by id. A study whose need shows only later
+    is taken if it is free and left out if not, because waiting for it could close a circle.
     """
-    workers.greet(connection, request.worker, now=request.now)
-    holding = attempts.studies_of_worker(connection, request.worker.name)
-    candidates = stages.with_queued(connection, request.study, request.kinds)
-    locked = studies.lock(connection, holding | _first_needed(candidates, request.capacity))
-    held = attempts.of_worker(connection, request.worker.name) if holding else []
-    gone = [row for row in held if _is_of_earlier_session(row, request.worker)]
+    sessions = {asking.worker.name: asking.worker.session for asking in asked}
+    if len(sessions) < len(asked):  # what the first request of a worker gets is what its second one finds
+        return [lease(connection, [asking], terms)[0] for asking in asked]
+    workers.greet(connection, [asking.worker for asking in asked], now=terms.now)
+    holding = attempts.studies_of_workers(connection, sessions)
+    queues = Queues(connection, asked)
+    locked = studies.lock(connection, holding | queues.needed(asked))
+    held = attempts.of_workers(connection, sessions) if holding else []
+    gone = [row for row in held if _is_of_earlier_session(row, sessions[row.worker])]
     if gone:
-        lose(connection, gone, "its worker was started anew", max_lost=request.max_lost, now=request.now)
-        candidates = stages.with_queued(connection, request.study, request.kinds)
-    kept = [row for row in held if row not in gone and request.study in (None, locked[row.study_id].name)]
-    leases = _give_back(connection, kept[: max(request.capacity, 0)], request)
-    for stage_id, study_id, _ in candidates:
-        room = request.capacity - len(leases)
-        if room <= 0:
-            break
-        if study_id not in locked:
-            locked |= studies.try_lock(connection, study_id)
-        if study_id in locked and locked[study_id].state == StudyState.RUNNING:
-            leases += _give_out(connection, trials.queued(connection, stage_id, room), request)
-    return leases
-
-
-def _first_needed(candidates: Rows, capacity: int) -> set[int]:
-    needed: set[int] = set()
-    for _, study_id, n_queued in candidates:
-        if capacity <= 0:
-            break
-        needed.add(study_id)
-        capacity -= n_queued
-    return needed
-
-
-def _is_of_earlier_session(row: AttemptRow, worker: WorkerHello) -> bool:
-    return None not in (worker.session, row.session) and row.session != worker.session
-
-
-def _give_back(connection: Connection, held: list[AttemptRow], request: Request) -> list[Lease]:
-    attempts.renew(connection, [row.id for row in held], expires_at=request.expires_at, session=request.worker.session)
-    return _leases(connection, [row.trial for row in held], [row.token for row in held], request)
-
-
-def _give_out(connection: Connection, queued: list[TrialRow], request: Request) -> list[Lease]:
-    started = [
-        replace(
-            trial,
-            state=TrialState.RUNNING,
-            reason=None,
-            worker=request.worker.name,
-            n_attempts=trial.n_attempts + 1,
-            started_at=request.now,
-        )
-        for trial in queued
-    ]
-    trials.change(connection, zip(queued, started, strict=True), now=request.now)
-    tokens = attempts.start(
-        connection,
-        started,
-        worker=request.worker.name,
-        session=request.worker.session,
-        now=request.now,
-        expires_at=request.expires_at,
+        lose(connection, gone, "its worker was started anew", max_lost=terms.max_lost, now=terms.now)
+        queues = Queues(connection, asked)
+    kept = [_kept(asking, held, gone, locked) for asking in asked]
+    attempts.renew(connection, [(row, sessions[row.worker]) for rows in kept for row in rows], terms.expires_at)
+    rooms = [asking.room(len(rows)) for asking, rows in zip(asked, kept, strict=True)]
+    new = _give_out(
+        connection, asked, queues.choose(asked, rooms, lambda study: _may(connection, locked, study)), terms
     )
-    return _leases(connection, started, tokens, request)
+    old = [[(row.trial, row.token) for row in rows] for rows in kept]
+    return _leases(connection, [a + b for a, b in zip(old, new, strict=True)], terms)
 
 
-def _leases(connection: Connection, held: list[TrialRow], tokens: list[str], request: Request) -> list[Lease]:
-    ids = sorted({trial.stage_id for trial in held})
+def _is_of_earlier_session(row: AttemptRow, session: str | None) -> bool:
+    return None not in (session, row.session) and row.session != session
+
+
+def _kept(asking: Asking, held: list[AttemptRow], gone: list[AttemptRow], locked: studies.Locked) -> list[AttemptRow]:
+    """What a worker gets back."""
+    mine = [row for row in held if row.worker == asking.worker.name and row not in gone]
+    return [row for row in mine if asking.study in (None, locked[row.study_id].name)][: max(asking.capacity, 0)]
+
+
+def _may(connection: Connection, locked: studies.Locked, study_id: int) -> bool:
+    """Whether a study gives out trials; it is locked now, if it is free."""
+    if study_id not in locked:
+        locked |= studies.try_lock(connection, study_id)
+    return study_id in locked and locked[study_id].state == StudyState.RUNNING
+
+
+Choice = list[tuple[int, int]]
+"""How many trials of which stages, by id."""
+
+
+class Queues:
+    """How much the stages have for those who ask."""
+
+    def __init__(self, connection: Connection, asked: Sequence[Asking]) -> None:
+        found = {key: stages.with_queued(connection, *key) for key in {(each.study, each.kinds) for each in asked}}
+        self._stages = {key: [(stage, study) for stage, study, _, _ in rows] for key, rows in found.items()}
+        self._n_queued = {row[0]: row[2] for rows in found.values() for row in rows}
+        self._n_running = {row[1]: int(row[3]) for rows in found.values() for row in rows}
+
+    def needed(self, asked: Sequence[Asking]) -> set[int]:
+        """Ids of the studies that would give something, if nobody held anything."""
+        needed: set[int] = set()
+
+        def note(study: int) -> bool:
+            needed.add(study)
+            return True
+
+        self.choose(asked, [asking.room(0) for asking in asked], note)
+        return needed
+
+    def choose(self, asked: Sequence[Asking], rooms: Sequence[int], may: Callable[[int], bool]) -> list[Choice]:
+        """What each is given: of the studies that may give something the one with the fewest running trials first."""
+        n_queued, n_running = dict(self._n_queued), dict(self._n_running)
+        choices = []
+        for asking, room in zip(asked, rooms, strict=True):
+            choice: Choice = []
+            left = room
+            for stage, study in sorted(self._stages[asking.study, asking.kinds], key=lambda each: n_running[each[1]]):
+                n = min(left, n_queued[stage])
+                if n > 0 and may(study):
+                    n_queued[stage] -= n
+                    n_running[study] += n
+                    left -= n
+                    choice.append((stage, n))
+            choices.append(choice)
+        return choices
+
+
+def _give_out(
+    connection: Connection, asked: Sequence[Asking], choices: Sequence[Choice], terms: Terms
+) -> list[list[tuple[TrialRow, str]]]:
+    """Hand out the next trials of stages: each with its token."""
+    totals: Counter[int] = Counter()
+    for choice in choices:
+        totals.update(dict(choice))
+    rows = {stage: deque(trials.queued(connection, stage, n)) for stage, n in sorted(totals.items())}
+    given = [
+        [(rows[stage].popleft(), asking.worker) for stage, n in choice for _ in range(min(n, len(rows[stage])))]
+        for asking, choice in zip(asked, choices, strict=True)
+    ]
+    pairs = [pair for some in given for pair in some]
+    started = [_started(trial, worker.name, terms.now) for trial, worker in pairs]
+    trials.change(connection, zip((trial for trial, _ in pairs), started, strict=True), now=terms.now)
+    attempted = list(zip(started, (worker for _, worker in pairs), strict=True))
+    tokens = iter(attempts.start(connection, attempted, now=terms.now, expires_at=terms.expires_at))
+    new = iter(started)
+    return [list(zip(islice(new, len(some)), tokens)) for some in given]
+
+
+def _started(trial: TrialRow, worker: str, now: datetime) -> TrialRow:
+    return replace(
+        trial, state=TrialState.RUNNING, reason=None, worker=worker, n_attempts=trial.n_attempts + 1, started_at=now
+    )
+
+
+def _leases(connection: Connection, held: list[list[tuple[TrialRow, str]]], terms: Terms) -> list[list[Lease]]:
+    ids = sorted({trial.stage_id for some in held for trial, _ in some})
     rows = {row[0]: row for row in _STAGES.rows(connection, ids)} if ids else {}
-    leases = []
-    for trial, token in zip(held, tokens, strict=True):
-        _, index, spec, study = rows[trial.stage_id]
-        leases.append(
-            Lease(
-                token=token,
-                study_id=trial.study_id,
-                study=study,
-                stage=trial.stage,
-                stage_index=index,
-                trial=trial.number,
-                attempt=trial.n_attempts,
-                expires_at=request.expires_at,
-                params=trial.params,
-                epochs=decode_stage(spec).n_epochs,
-                step=trial.step,
-            )
-        )
-    return leases
+    return [[_lease(trial, token, rows[trial.stage_id], terms) for trial, token in some] for some in held]
+
+
+def _lease(trial: TrialRow, token: str, stage: tuple[Any, ...], terms: Terms) -> Lease:
+    _, index, spec, study = stage
+    return Lease(
+        token=token,
+        study_id=trial.study_id,
+        study=study,
+        stage=trial.stage,
+        stage_index=index,
+        trial=trial.number,
+        attempt=trial.n_attempts,
+        expires_at=terms.expires_at,
+        params=trial.params,
+        epochs=decode_stage(spec).n_epochs,
+        step=trial.step,
+    )
 
 
 def reap(connection: Connection, *, max_lost: int, now: datetime) -> list[int]:

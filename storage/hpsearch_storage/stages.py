@@ -46,10 +46,10 @@ def _variants(text: str) -> Variants:
 
 
 _WITH_QUEUED = _variants(
-    """SELECT stages.id, stages.study_id, stages.n_queued FROM stages JOIN studies ON studies.id = stages.study_id
-    WHERE {chosen} AND stages.n_queued > 0
-    ORDER BY (SELECT coalesce(sum(other.n_running), 0) FROM stages AS other WHERE other.study_id = studies.id),
-        studies.id, stages."index\""""
+    """SELECT stages.id, stages.study_id, stages.n_queued,
+        (SELECT coalesce(sum(other.n_running), 0) FROM stages AS other WHERE other.study_id = studies.id)
+    FROM stages JOIN studies ON studies.id = stages.study_id WHERE {chosen} AND stages.n_queued > 0
+    ORDER BY studies.id, stages."index\""""
 )
 _N_WAITING = _variants(
     """SELECT coalesce(sum(stages.n_trials - stages.n_created + stages.n_queued), 0)
@@ -197,7 +197,7 @@ def _with_studies(connection: Connection, query: Select[Any]) -> list[tuple[Stud
 
 
 def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> Rows:
-    """Stages with queued trials, in the order of leasing: id, study id, and how many are queued."""
+    """Stages with queued trials by study and index: id, study id, how many are queued, and running in the study."""
     return _chosen(connection, _WITH_QUEUED, study, kinds)
 
 

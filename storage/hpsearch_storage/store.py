@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from hpsearch.errors import Conflict, InvalidInput, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Page, Table, TrialQuery, WorkerHello
+from hpsearch.store import Asking, Page, Table, TrialQuery, WorkerHello
 from hpsearch.study import (
     Acknowledgement,
     Border,
@@ -340,20 +340,32 @@ class SqlStore:
     ) -> list[Lease]:
         """See Store."""
         wanted = None if kinds is None else tuple(kinds)
-        request = leases.Request(worker, capacity, now, ttl, study, wanted, max_lost)
-        return self._database.write(lambda connection: leases.lease(connection, request))
+        return self.lease_all([Asking(worker, capacity, study, wanted)], now=now, ttl=ttl, max_lost=max_lost)[0]
+
+    def lease_all(
+        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
+    ) -> list[list[Lease]]:
+        """See Store."""
+        terms = leases.Terms(now, ttl, max_lost)
+        return self._database.write(lambda connection: leases.lease(connection, asked, terms))
 
     def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
         """See Store."""
-        return self.report_at_rungs(worker, reports, [], now=now, ttl=ttl)[0]
+        return self.report_at_rungs([worker], reports, [], now=now, ttl=ttl)[0]
 
     def report_at_rungs(
-        self, worker: str, reports: Sequence[Report], climbs: Sequence[Climbs], *, now: datetime, ttl: timedelta
+        self,
+        workers: Sequence[str],
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs],
+        *,
+        now: datetime,
+        ttl: timedelta,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
 
         def work(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
-            self._heard.seen(connection, worker, now=now)
+            self._heard.seen(connection, workers, now=now)
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
@@ -365,10 +377,14 @@ class SqlStore:
 
     def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
+        return self.finish_all([worker], results, now=now)
+
+    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """See Store."""
         check_results(results)
 
         def work(connection: Connection) -> list[Outcome]:
-            self._heard.seen(connection, worker, now=now)
+            self._heard.seen(connection, workers, now=now)
             return finish(connection, results, now=now)
 
         return self._database.write(work)
@@ -377,7 +393,7 @@ class SqlStore:
         """See Store."""
 
         def work(connection: Connection) -> list[Outcome]:
-            self._heard.seen(connection, worker, now=now)
+            self._heard.seen(connection, [worker], now=now)
             return results.release(connection, tokens, now=now)
 
         return self._database.write(work)

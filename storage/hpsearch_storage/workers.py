@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
@@ -10,13 +11,20 @@ from hpsearch.store import WorkerHello
 from hpsearch.study import Worker
 from hpsearch_storage import tables
 from hpsearch_storage.codec import check_text, encode, to_micros
-from hpsearch_storage.prepared import Statement
+from hpsearch_storage.prepared import Bulk, Statement
 
-_GREET = Statement(
-    """INSERT INTO workers (name, info, first_seen, last_seen) VALUES (%s, %s, %s, %s)
-    ON CONFLICT (name) DO UPDATE SET info = excluded.info, last_seen = excluded.last_seen"""
+_AGAIN = "ON CONFLICT (name) DO UPDATE SET info = excluded.info, last_seen = excluded.last_seen"
+_GREET = Bulk(
+    sqlite=f"INSERT INTO workers (name, info, first_seen, last_seen) VALUES (?, ?, ?, ?) {_AGAIN}",
+    postgres=f"""INSERT INTO workers (name, info, first_seen, last_seen)
+        SELECT name, info, first_seen, last_seen FROM {{rows}} {_AGAIN}""",
+    types={"name": "text", "info": "text", "first_seen": "bigint", "last_seen": "bigint"},
 )
-_SEEN = Statement("UPDATE workers SET last_seen = %s WHERE name = %s")
+_SEEN = Bulk(
+    sqlite="UPDATE workers SET last_seen = ? WHERE name = ?",
+    postgres="UPDATE workers SET last_seen = given.last_seen FROM {rows} WHERE workers.name = given.name",
+    types={"last_seen": "bigint", "name": "text"},
+)
 _N_OTHERS = Statement(
     """SELECT count(*) FROM workers WHERE last_seen >= %s AND name <> %s AND NOT EXISTS
     (SELECT 1 FROM attempts WHERE attempts.worker = workers.name AND attempts.state = 'running')"""
@@ -31,25 +39,24 @@ class Heard:
     def __init__(self) -> None:
         self._noted: dict[str, datetime] = {}
 
-    def seen(self, connection: Connection, name: str, *, now: datetime) -> None:
-        """Note that a worker was heard of, unless that was noted just now."""
+    def seen(self, connection: Connection, names: Iterable[str], *, now: datetime) -> None:
+        """Note that workers were heard of, but for those that were noted just now."""
+        new = sorted({name for name in names if self._is_due(name, now)})
+        if len(self._noted) > 10_000:
+            self._noted.clear()
+        self._noted.update(dict.fromkeys(new, now))
+        _SEEN.run(connection, [(to_micros(now), check_text(name)) for name in new])
+
+    def _is_due(self, name: str, now: datetime) -> bool:
         last = self._noted.get(name)
-        if last is None or abs(now - last) >= SEEN_EVERY:
-            if len(self._noted) > 10_000:
-                self._noted.clear()
-            self._noted[name] = now
-            seen(connection, name, now=now)
+        return last is None or abs(now - last) >= SEEN_EVERY
 
 
-def greet(connection: Connection, hello: WorkerHello, *, now: datetime) -> None:
-    """Note a worker that asks for leases. Its row stays locked, so that two requests of one worker take turns."""
+def greet(connection: Connection, hellos: Iterable[WorkerHello], *, now: datetime) -> None:
+    """Note workers that ask for leases. Their rows stay locked, so that two requests of one worker take turns."""
     moment = to_micros(now)
-    _GREET.run(connection, check_text(hello.name), encode(hello.info), moment, moment)
-
-
-def seen(connection: Connection, name: str, *, now: datetime) -> None:
-    """Note that a worker was heard of."""
-    _SEEN.run(connection, to_micros(now), check_text(name))
+    named = {check_text(hello.name): encode(hello.info) for hello in hellos}
+    _GREET.run(connection, [(name, named[name], moment, moment) for name in sorted(named)])
 
 
 def every(connection: Connection) -> list[Worker]:

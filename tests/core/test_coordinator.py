@@ -11,7 +11,7 @@ from hpsearch.errors import Conflict, InvalidSpec, NotFound
 from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec, parse_study
-from hpsearch.store import TrialQuery, WorkerHello, all_trials
+from hpsearch.store import Asking, TrialQuery, WorkerHello, all_trials
 from hpsearch.study import StageState, StudyState
 from hpsearch.testing import MemoryStore
 from hpsearch.trial import Report, Result, Trial, TrialState
@@ -329,3 +329,36 @@ def test_a_server_that_was_stopped_takes_nothing_back_until_workers_could_have_r
     clock.move(31)
     coordinator.tick()
     assert trials(coordinator)[0].state is TrialState.QUEUED
+
+
+def test_several_workers_at_once(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({"name": "only", "trials": 5}, name="a"))
+    coordinator.submit(spec({"name": "only", "trials": 1}, name="b"))
+    asked = [Asking(WorkerHello(f"w{i}", None, {}), 1, study) for i, study in enumerate(["a", "b", "none", "a", "b"])]
+    one, two, none, three, four = coordinator.lease_all(asked)
+    assert isinstance(none, NotFound)
+    assert "none" in str(none)
+    assert four == [], "it has one trial"
+    given = [found[0] for found in (one, two, three) if not isinstance(found, NotFound)]
+    assert [(each.lease.study, each.lease.trial) for each in given] == [("a", 0), ("b", 0), ("a", 1)]
+
+    tokens = [each.lease.token for each in given]
+    reports = [
+        ("w0", [Report(tokens[0], 1, {"score": 1.0})]),
+        ("w1", []),
+        ("w3", [Report(tokens[2], 1), Report("?", 1)]),
+    ]
+    decisions = coordinator.report_all(reports)
+    assert [[d.action.value for d in some] for some in decisions] == [["continue"], [], ["continue", "abandon"]]
+    results = [("w1", [Result(tokens[1], TrialState.COMPLETED, 1.0)]), ("w0", [Result("?", TrialState.FAILED)])]
+    outcomes = coordinator.finish_all(results)
+    assert [[o.accepted for o in some] for some in outcomes] == [[True], [False]]
+    assert coordinator.store.study("b").state is StudyState.COMPLETED
+
+
+def test_wide_packs_that_ask_at_once_share_what_there_is(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({"name": "only", "trials": 9}))
+    hellos = [WorkerHello(f"w{i}", None, {}) for i in range(3)]
+    coordinator.lease_all([Asking(hello, 0, "s") for hello in hellos])  # all are there, and hold nothing
+    given = coordinator.lease_all([Asking(hello, 100, "s") for hello in hellos])
+    assert [len(found) for found in given if not isinstance(found, NotFound)] == [3, 3, 3]

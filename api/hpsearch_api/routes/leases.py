@@ -6,14 +6,15 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from hpsearch._version import __version__
+from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.document import Text
-from hpsearch.store import WorkerHello
-from hpsearch.trial import Report, Result, TrialState
+from hpsearch.store import Asking, WorkerHello
+from hpsearch.trial import Decision, Outcome, Report, Result, TrialState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
 from hpsearch_api.lease_models import (
@@ -31,6 +32,7 @@ from hpsearch_api.models import WorkerView
 from hpsearch_api.security import Limits
 from hpsearch_api.shortcuts import Call
 from hpsearch_api.telemetry import Meters
+from hpsearch_api.together import Together
 
 router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
 
@@ -40,10 +42,38 @@ def _answer(document: dict[str, Any]) -> Response:
     return JSONResponse(document)
 
 
+class Calls:
+    """What workers ask for all the time, answered together with what others ask for at the same moment."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.lease: Together[Asking, list[Assignment]] = Together(coordinator.lease_all, name="lease")
+        self.report: Together[tuple[str, list[Report]], list[Decision]] = Together(
+            coordinator.report_all, name="report"
+        )
+        self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(coordinator.finish_all, name="finish")
+
+    def close(self) -> None:
+        """See :meth:`Together.close`."""
+        for each in (self.lease, self.report, self.finish):
+            each.close()
+
+
+async def _calls(request: Request) -> Calls:
+    calls: Calls = request.app.state.calls
+    return calls
+
+
+TheCalls = Annotated[Calls, Depends(_calls)]
+
+
 @router.post("/leases", response_model=Leases)
-async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinator, changes: TheChanges) -> Response:
+async def lease(
+    body: LeaseRequest, request: Request, coordinator: TheCoordinator, changes: TheChanges, calls: TheCalls
+) -> Response:
     """Lease trials, first what this worker still holds; waits up to `wait_seconds` for something to do."""
     hello = WorkerHello(body.worker, body.session, dict(body.info))
+    kinds = None if body.kinds is None else tuple(sorted(set(body.kinds)))
+    asking = Asking(hello, body.capacity, body.study, kinds)
     deadline = time.monotonic() + body.wait_seconds
     while True:
         bell = changes.bell()
@@ -51,9 +81,7 @@ async def lease(body: LeaseRequest, request: Request, coordinator: TheCoordinato
             claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
             if claimed is not None:
                 return _answer(_work([], [views.preflight_lease(*claimed)]))
-        assignments = await run_in_threadpool(
-            coordinator.lease, hello, body.capacity, study=body.study, kinds=body.kinds
-        )
+        assignments = await calls.lease(asking)
         left = deadline - time.monotonic()
         if assignments or left <= 0 or changes.closing:
             seconds = coordinator.lease_ttl.total_seconds()
@@ -80,36 +108,36 @@ def queue(
 
 
 @router.post("/leases/report", response_model=Decisions)
-def report(body: ReportRequest, request: Request, coordinator: TheCoordinator) -> Response:
+async def report(body: ReportRequest, request: Request, calls: TheCalls) -> Response:
     """Keep metrics and renew leases; the answer says for each trial to continue, stop or abandon."""
     limits: Limits = request.app.state.limits  # not by Depends, which costs a tenth of a report each
     meters: Meters = request.app.state.meters
     for each in body.reports:
         limits.check_report(each.step, len(each.metrics))
     reports = [Report(r.token, r.step, r.metrics) for r in body.reports]
-    decisions = coordinator.report(body.worker, reports)
+    decisions = await calls.report((body.worker, reports))
     meters.reported(body.worker, sum(r.step is not None for r in reports))
     return _answer({"decisions": [{"token": d.token, "action": d.action, "reason": d.reason} for d in decisions]})
 
 
 @router.post("/leases/finish", response_model=Outcomes)
-def finish(body: FinishRequest, coordinator: TheCoordinator) -> Response:
+async def finish(body: FinishRequest, calls: TheCalls) -> Response:
     """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
     results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
-    return _answer({"outcomes": [asdict(outcome) for outcome in coordinator.finish(body.worker, results)]})
+    return _answer({"outcomes": [asdict(outcome) for outcome in await calls.finish((body.worker, results))]})
 
 
 async def _lease(body: LeaseRequest, request: Request) -> Response:
     state = request.app.state
-    return await lease(body, request, state.coordinator, state.changes)
+    return await lease(body, request, state.coordinator, state.changes, state.calls)
 
 
 async def _report(body: ReportRequest, request: Request) -> Response:
-    return await run_in_threadpool(report, body, request, request.app.state.coordinator)
+    return await report(body, request, request.app.state.calls)
 
 
 async def _finish(body: FinishRequest, request: Request) -> Response:
-    return await run_in_threadpool(finish, body, request.app.state.coordinator)
+    return await finish(body, request.app.state.calls)
 
 
 SHORTCUTS: dict[str, Call] = {

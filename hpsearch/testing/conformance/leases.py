@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from hpsearch.store import Store, WorkerHello
+from hpsearch.store import Asking, Store, WorkerHello
 from hpsearch.study import StudyState
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
@@ -57,6 +57,65 @@ class Leases(Base):
         assert [[lease.study for lease in leases] for leases in given] == [["a", "a"], ["b"], ["b"], ["a"]]
         leases = self.lease(store, 5, hello("w9"))
         assert [(lease.study, lease.trial) for lease in leases] == [("b", 2), ("b", 3), ("a", 3)]
+
+    def test_several_workers_at_once(self, store: Store) -> None:
+        for name in ("a", "b"):
+            self.create(store, name, queued=4)
+        asked = [Asking(hello(f"w{i}"), n) for i, n in enumerate((2, 1, 1, 1))]
+        given = store.lease_all([*asked, Asking(hello("w9"), 5), Asking(hello("w8"), 1)], now=T0, ttl=TTL)
+        found = [[(lease.study, lease.trial) for lease in leases] for leases in given]
+        assert found == [
+            [("a", 0), ("a", 1)],
+            [("b", 0)],
+            [("b", 1)],
+            [("a", 2)],
+            [("b", 2), ("b", 3), ("a", 3)],
+            [],
+        ]
+        tokens = [lease.token for leases in given for lease in leases]
+        assert len(set(tokens)) == 8
+        assert [worker.n_leases for worker in sorted(store.workers(), key=lambda w: w.name)] == [2, 1, 1, 1, 0, 3]
+        for study in map(store.study, "ab"):
+            assert self.states(store, study) == {TrialState.RUNNING: 4}
+            assert len(self.events(store, study, "trial")) == 4
+        again = store.lease_all(asked, now=T0 + SECOND, ttl=TTL)
+        assert [lease.token for leases in again for lease in leases] == tokens[:5]
+        assert {lease.expires_at for leases in again for lease in leases} == {T0 + SECOND + TTL}
+        assert store.lease_all([], now=T0, ttl=TTL) == []
+
+    def test_several_workers_at_once_with_different_wishes(self, store: Store) -> None:
+        self.create(store, "a", queued=3)
+        self.create(store, "x", kind="external", queued=2)
+        (old,) = self.lease(store, 1, hello("w0", "s1"))
+        asked = [
+            Asking(hello("w1"), 1, study="x"),
+            Asking(hello("w2"), 1, kinds=("python",)),
+            Asking(hello("w0", "s2"), 2),
+            Asking(hello("w3"), 2, kinds=("train", "external")),
+            Asking(hello("w1"), 2, study="x"),
+        ]
+        given = store.lease_all(asked, now=T0, ttl=TTL)
+        assert [[(lease.study, lease.trial) for lease in leases] for leases in given] == [
+            [("x", 0)],
+            [],
+            [("a", 0), ("a", 1)],
+            [("a", 2)],
+            [("x", 0), ("x", 1)],
+        ], "w0 was started anew; the second request of w1 finds what the first was given"
+        assert old.token not in {lease.token for leases in given for lease in leases}
+        assert given[0][0].token == given[4][0].token
+
+    def test_a_share(self, store: Store) -> None:
+        self.create(store, trials=9, queued=9)
+
+        def ask(capacity: int, share: int) -> list[int]:
+            return self.numbers(store.lease_all([Asking(hello(), capacity, share=share)], now=T0, ttl=TTL)[0])
+
+        assert ask(8, 0) == []
+        assert ask(8, 2) == [0, 1]
+        assert ask(8, 1) == [0, 1], "what it holds it keeps"
+        assert ask(8, 3) == [0, 1, 2]
+        assert ask(1, 5) == [0]
 
     def test_external_only_where_named(self, store: Store) -> None:
         self.create(store, "x", kind="external", queued=1)
@@ -216,6 +275,20 @@ class Leases(Base):
         first, _ = store.workers()
         assert (first.name, first.info, first.last_seen) == ("w2", {"host": "there"}, T0 + 3 * SECOND)
         assert first.first_seen == T0 + SECOND
+
+    def test_several_workers_are_heard_of_at_once(self, store: Store) -> None:
+        self.create(store, queued=2)
+        given = store.lease_all([Asking(hello(name), 1) for name in ("w2", "w1")], now=T0, ttl=TTL)
+        one, other = (leases[0].token for leases in given)
+        reports = [Report(other, 1, {METRIC: 0.5}), Report("none", 1), Report(one, 2, {METRIC: 0.5})]
+        decisions, _ = store.report_at_rungs(["w1", "w2", "w1"], reports, [], now=T0 + SECOND, ttl=TTL)
+        assert [d.action for d in decisions] == [Action.CONTINUE, Action.ABANDON, Action.CONTINUE]
+        assert [d.place and d.place.trial for d in decisions] == [1, None, 0]
+        assert [(w.name, w.last_seen) for w in store.workers()] == [("w1", T0 + SECOND), ("w2", T0 + SECOND)]
+        results = [Result(one, TrialState.COMPLETED, 0.5), Result(other, TrialState.FAILED)]
+        outcomes = store.finish_all(["w2", "w1"], results, now=T0 + 2 * SECOND)
+        assert [(o.token, o.accepted) for o in outcomes] == [(one, True), (other, True)]
+        assert {w.last_seen for w in store.workers()} == {T0 + 2 * SECOND}
 
     def test_the_worker_alone_is_not_enough(self, store: Store) -> None:
         self.create(store, queued=1)
