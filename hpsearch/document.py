@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from typing import Annotated, Any, NoReturn
 
 import yaml
@@ -16,7 +17,7 @@ MAX_NODES = 100_000
 
 
 def _storable(text: str) -> str:
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if "\0" in text or not (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)):
         raise PydanticCustomError("text", "the text holds a NUL or half of a surrogate pair, which no database keeps")
     return text
 
@@ -35,13 +36,18 @@ class Document(BaseModel):
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            known = sorted(f.alias or name for name, f in cls.model_fields.items())
+            known = _keys(cls)
             for key in data:
                 if key not in known:
                     raise PydanticCustomError(
-                        "unknown_key", "{hint}", {"key": str(key), "hint": unknown(str(key), known, what="key")}
+                        "unknown_key", "{hint}", {"key": str(key), "hint": unknown(str(key), list(known), what="key")}
                     )
         return data
+
+
+@cache
+def _keys(model: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(sorted(f.alias or name for name, f in model.model_fields.items()))
 
 
 def unknown(given: str, known: list[str], *, what: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -23,14 +22,17 @@ def configure(level: int, form: Format = "text") -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-@contextmanager
-def about(**fields: Any) -> Iterator[None]:
-    """Add fields to every line that is logged inside, in this thread or task."""
-    token = _about.set({**_about.get(), **fields})
-    try:
-        yield
-    finally:
-        _about.reset(token)
+class about:  # noqa: N801 - as contextlib's own
+    """``with about(study="s"):`` adds fields to every line that is logged inside, in this thread or task."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        self._token = _about.set({**_about.get(), **self._fields})
+
+    def __exit__(self, *raised: object) -> None:
+        _about.reset(self._token)
 
 
 def told(**fields: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The search space: parameter name → distribution.
 
-The documents here are what a study says; :meth:`distribution` gives the Optuna distribution that lies underneath.
+The documents here are what a study says; ``distribution`` gives the Optuna distribution that lies underneath.
 """
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -47,6 +48,7 @@ class FloatParam(Document):
         _check_limits(self)
         return self
 
+    @cached_property
     def distribution(self) -> FloatDistribution:
         """The Optuna distribution of this parameter."""
         from optuna.distributions import FloatDistribution  # heavy: a client does without
@@ -92,6 +94,7 @@ class IntParam(Document):
         _check_limits(self)
         return self
 
+    @cached_property
     def distribution(self) -> IntDistribution:
         """The Optuna distribution of this parameter."""
         from optuna.distributions import IntDistribution  # heavy: a client does without
@@ -132,6 +135,7 @@ class CategoricalParam(Document):
             seen.append(key)
         return choices
 
+    @cached_property
     def distribution(self) -> CategoricalDistribution:
         """The Optuna distribution of this parameter, over the positions of its choices."""
         from optuna.distributions import CategoricalDistribution  # heavy: a client does without

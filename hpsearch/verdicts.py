@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from hpsearch.curves import TINY, Curves, Point
 from hpsearch.trial import TrialState
@@ -107,6 +107,10 @@ class Verdict:
     epoch: int | None
     evidence: dict[str, float] = field(default_factory=dict)
     advice: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"name": self.name, "epoch": self.epoch, "evidence": dict(self.evidence), "advice": self.advice}
 
 
 def judge(

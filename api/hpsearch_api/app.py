@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hpsearch import __version__
 from hpsearch.coordinator import Coordinator
@@ -22,7 +22,8 @@ from hpsearch_api.changes import Changes
 from hpsearch_api.feeds import Feeds
 from hpsearch_api.memory import Memory
 from hpsearch_api.routes import events, figures, health, leases, login, optuna, pages, stages, studies, trials
-from hpsearch_api.security import Doorkeeper, Guard, Limits, Scope
+from hpsearch_api.security import Doorkeeper, Guard, Limits
+from hpsearch_api.security import Scope as TokenScope
 from hpsearch_api.shortcuts import Shortcuts
 from hpsearch_api.telemetry import Meters, Telemetry
 from hpsearch_api.telemetry.tracing import Tracer, tracer_from_environment
@@ -38,10 +39,19 @@ AWAY_SECONDS = 5 * TICK_SECONDS
 
 
 class _App(FastAPI):
-    """An application whose outermost layer sees every answer, those to unforeseen errors too."""
+    """An application behind layers of ours, which see every request and every answer."""
 
-    def build_middleware_stack(self) -> ASGIApp:
-        return Telemetry(super().build_middleware_stack(), meters=self.state.meters, tracer=self.state.tracer)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.front: ASGIApp = self.answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await self.front(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is behind the layers."""
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -71,7 +81,7 @@ def create_app(
     changes = Changes()
     calls = leases.Calls(coordinator)
     coordinator.on_change(changes.ring)
-    given = {GIVEN: (token, Scope.ADMIN), OWN: (worker_token, Scope.WORK)}
+    given = {GIVEN: (token, TokenScope.ADMIN), OWN: (worker_token, TokenScope.WORK)}
     known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
     store = coordinator.store
     doorkeeper = Doorkeeper(store.tokens if isinstance(store, SqlStore) and asks else None, known)
@@ -107,9 +117,9 @@ def create_app(
     app.state.meters = meters
     app.state.tracer = traced
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=5)
-    app.add_middleware(Guard, doorkeeper=doorkeeper, limits=limits)
+    guard = Guard(Shortcuts(app.answer, calls=leases.SHORTCUTS), doorkeeper=doorkeeper, limits=limits)
+    app.front = Telemetry(guard, meters=meters, tracer=traced)
     problems.install(app)
-    app.router.routes.append(Shortcuts(app, leases.SHORTCUTS))
     # What is asked for most comes first: routes are looked through in this order.
     for module in (leases, studies, stages, trials, events, figures, optuna, health, login, pages):
         app.include_router(module.router)

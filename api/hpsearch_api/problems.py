@@ -70,7 +70,19 @@ def answer(request: Request, status: int, detail: str, faults: list[Fault] | Non
     return problem(status, detail, faults)
 
 
+def of(request: Request, error: Exception) -> Response:
+    """The answer to an error of ours, of HTTP, or to one that nobody foresaw."""
+    if isinstance(error, HpsearchError):
+        return _of_ours(request, error)
+    return _of_http(request, error) if isinstance(error, HTTPException) else _of_others(request, error)
+
+
 async def _ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HpsearchError)
+    return _of_ours(request, error)
+
+
+def _of_ours(request: Request, error: HpsearchError) -> Response:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
     if status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error)
@@ -113,6 +125,10 @@ async def _half_a_character(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    return _of_http(request, error)
+
+
+def _of_http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 400 and error.__cause__ is not None:  # FastAPI's, for a body that cannot be read
         fault = Fault("", f"the body is not JSON: {_why_not_json(error.__cause__)}")
         return answer(request, 422, str(fault), [fault])
@@ -128,5 +144,9 @@ def _why_not_json(cause: BaseException) -> str:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
+    return _of_others(request, error)
+
+
+def _of_others(request: Request, error: Exception) -> Response:
     log.exception("%s %s", request.method, request.url.path, exc_info=error)
     return problem(500, "something went wrong in the server; its log says what")

@@ -9,49 +9,48 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel
-from starlette.routing import BaseRoute, Match
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hpsearch_api import problems
 
 Call = tuple[type[BaseModel], Callable[[Any, Request], Awaitable[Response]]]
 """What a body is, and what answers it."""
 
 
-class Shortcuts(BaseRoute):
-    """The first of an application's routes: takes a ``POST`` of JSON to one of some paths.
+class Shortcuts:
+    """ASGI middleware that answers a ``POST`` of JSON to one of some paths; all else goes on.
 
     Args:
-        app: whose other routes take what this one cannot.
+        app: what takes the rest, and what is not as asked for.
         calls: by path.
     """
 
-    def __init__(self, app: FastAPI, calls: dict[str, Call]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, calls: dict[str, Call]) -> None:
+        self.app = app
         self._calls = calls
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether this is such a call, and not one that was passed on."""
-        is_one = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._calls
-        return (Match.FULL if is_one and not scope.get("shortcut") else Match.NONE), {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass the request on with the body that was read."""
-        model, call = self._calls[scope["path"]]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on, with the body if that was read."""
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        call = self._calls.get(scope["path"]) if is_post else None
+        if call is None or Headers(scope=scope).get("content-type") != "application/json":
+            await self.app(scope, receive, send)
+            return
         request = Request(scope, receive, send)
-        body: bytes | None = None
-        if request.headers.get("content-type") == "application/json":
+        try:
             body = await request.body()
             try:
-                given = model.model_validate_json(body)
+                given = call[0].model_validate_json(body)
             except ValueError:  # of JSON, of Unicode, or of the model
-                pass
-            else:
-                response = await call(given, request)
-                await response(scope, receive, send)
+                await self.app(scope, _again(body, receive), send)
                 return
-        scope["shortcut"] = True
-        await self._app.router.app(scope, receive if body is None else _again(body, receive), send)
+            response = await call[1](given, request)
+        except Exception as error:
+            response = problems.of(request, error)
+        await response(scope, receive, send)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,13 @@ def stream(seed: int, stage: int, number: int, purpose: Purpose) -> np.random.Ge
         number: of the trial, from 0.
         purpose: what the numbers are for.
     """
-    key = np.random.SeedSequence((seed, stage, purpose)).generate_state(2, np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, number], dtype=np.uint64)))
+    counter = np.array([0, 0, 0, number], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(_key(seed, stage, purpose), counter=counter))
+
+
+@lru_cache(maxsize=1024)
+def _key(seed: int, stage: int, purpose: Purpose) -> np.random.SeedSequence:
+    return np.random.SeedSequence((seed, stage, purpose))
 
 
 MAX_REJECTED = 100_000
@@ -86,7 +92,7 @@ def nothing_left() -> InvalidInput:
 def _draw(param: Param, unit: float) -> Value:
     """The value at a place, as the parameter's Optuna distribution represents it."""
     value = from_unit(param, unit)
-    distribution: Any = param.distribution()
+    distribution: Any = param.distribution
     if isinstance(param, CategoricalParam):  # its distribution is over the positions of the choices
         position: int = distribution.to_external_repr(param.index(value))
         return param.choices[position]

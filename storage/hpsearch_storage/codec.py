@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from hpsearch.errors import InvalidInput
 from hpsearch.space import Space
@@ -82,7 +83,7 @@ def encode_metrics(values: dict[str, float]) -> str:
 
 def decode_metrics(text: str) -> dict[str, float]:
     """What :func:`encode_metrics` was given, to the bit."""
-    return {n: _NON_FINITE[v] if isinstance(v, str) else v for n, v in json.loads(text).items()}
+    return {n: _NON_FINITE[v] if isinstance(v, str) else v for n, v in from_json(text).items()}
 
 
 def encode_study(spec: StudySpec) -> str:

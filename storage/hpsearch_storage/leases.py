@@ -143,9 +143,9 @@ def _give_out(
     started = [_started(trial, worker.name, terms.now) for trial, worker in pairs]
     trials.change(connection, zip((trial for trial, _ in pairs), started, strict=True), now=terms.now)
     attempted = list(zip(started, (worker for _, worker in pairs), strict=True))
-    tokens = iter(attempts.start(connection, attempted, now=terms.now, expires_at=terms.expires_at))
-    new = iter(started)
-    return [list(zip(islice(new, len(some)), tokens)) for some in given]
+    tokens = attempts.start(connection, attempted, now=terms.now, expires_at=terms.expires_at)
+    new = iter(zip(started, tokens, strict=True))
+    return [list(islice(new, len(some))) for some in given]
 
 
 def _started(trial: TrialRow, worker: str, now: datetime) -> TrialRow:

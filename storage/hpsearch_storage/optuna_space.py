@@ -164,7 +164,7 @@ def text_of(param: Param) -> str:
 
     if isinstance(param, CategoricalParam):
         return distribution_to_json(CategoricalDistribution([_choice(choice) for choice in param.choices]))
-    return distribution_to_json(param.distribution())
+    return distribution_to_json(param.distribution)
 
 
 def _choice(choice: Choice) -> bool | int | float | str | None:

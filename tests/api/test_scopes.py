@@ -15,7 +15,6 @@ from hpsearch_api.app import create_app
 from hpsearch_api.routes.leases import SHORTCUTS
 from hpsearch_api.security import Limits, Scope
 from hpsearch_api.security.scopes import ROUTES, expanded, known_routes
-from hpsearch_api.shortcuts import Shortcuts
 from hpsearch_storage import open_store
 from hpsearch_storage.tokens import SCOPES
 
@@ -35,8 +34,6 @@ def declared() -> set[str]:
     def walk(routes: Any) -> Iterator[str]:
         for route in routes:
             inner = getattr(route, "effective_candidates", None)
-            if isinstance(route, Shortcuts):
-                continue  # past routes that are declared, too
             if inner is not None:
                 yield from walk([*inner(), *route.effective_low_priority_routes()])
             else:

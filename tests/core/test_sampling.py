@@ -146,7 +146,7 @@ def test_no_draw_leaves_its_range(param: Param, unit: float) -> None:
 def test_optuna_finds_every_draw_in_its_distribution(param: Param, unit: float) -> None:
     value = from_unit(param, unit)
     drawn = param.index(value) if isinstance(param, CategoricalParam) else value
-    trial = optuna.trial.create_trial(params={"x": drawn}, distributions={"x": param.distribution()}, value=0.0)
+    trial = optuna.trial.create_trial(params={"x": drawn}, distributions={"x": param.distribution}, value=0.0)
     assert trial.params["x"] == drawn
 
 

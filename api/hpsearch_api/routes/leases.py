@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 
 from hpsearch._version import __version__
 from hpsearch.coordinator import Assignment, Coordinator
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
 
 def _answer(document: dict[str, Any]) -> Response:
     """A document of ours as it is: checking it against its model once more takes longer than writing it."""
-    return JSONResponse(document)
+    return Response(to_json(document), media_type="application/json")
 
 
 class Calls:

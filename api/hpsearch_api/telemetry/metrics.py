@@ -35,7 +35,8 @@ class Meters:
         )
         self._epochs = Counter("hpsearch_epochs", "Epochs (steps) reported", ("worker",), registry=self.registry)
         self.streams = Gauge("hpsearch_event_streams", "Event streams open", registry=self.registry)
-        self._workers: set[str] = set()
+        self._answers: dict[tuple[str, str, int], Histogram] = {}
+        self._workers: dict[str, Counter] = {}
         if isinstance(store, SqlStore):
             by_kind = {kind: self._store.labels(kind) for kind in ("read", "write")}
             store.observe(lambda kind, seconds: by_kind[kind].observe(seconds))
@@ -43,18 +44,22 @@ class Meters:
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. ``route`` is a template, never a path that a client chose."""
-        self._requests.labels(method, route, str(status)).observe(seconds)
+        answers = self._answers.get((method, route, status))
+        if answers is None:  # looking for it by its labels takes longer than counting
+            answers = self._answers[method, route, status] = self._requests.labels(method, route, str(status))
+        answers.observe(seconds)
 
     def reported(self, worker: str, n_epochs: int) -> None:
         """Count epochs that a worker reported."""
         if not n_epochs:
             return
-        if worker not in self._workers:
-            if len(self._workers) >= MOST_WORKERS:
-                worker = OTHER
-            else:
-                self._workers.add(worker)
-        self._epochs.labels(worker).inc(n_epochs)
+        epochs = self._workers.get(worker)
+        if epochs is None:
+            is_known = len(self._workers) < MOST_WORKERS
+            epochs = self._epochs.labels(worker if is_known else OTHER)
+            if is_known:
+                self._workers[worker] = epochs
+        epochs.inc(n_epochs)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format. Waits for the store."""

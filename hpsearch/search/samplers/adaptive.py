@@ -136,7 +136,7 @@ class AdaptiveSampler:
         if (warns := _parameters(self._kind).get("warn_independent_sampling")) is not None and warns.default is True:
             self._options.setdefault("warn_independent_sampling", False)  # that choices are drawn apart is well known
         self._space = space
-        self._distributions: dict[str, Any] = {name: space[name].distribution() for name in sorted(space)}
+        self._distributions: dict[str, Any] = {name: space[name].distribution for name in sorted(space)}
         self._seed = (seed, stage)
         self._storage = optuna.storages.InMemoryStorage()
         self._study = optuna.create_study(storage=self._storage, study_name="stage", direction=metric.direction)
