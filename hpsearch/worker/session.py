@@ -145,6 +145,7 @@ class Session:
         self._info = {"host": platform.node(), "pid": os.getpid(), "version": __version__, **info}
         self._id = f"{os.getpid()}-{random.getrandbits(64):016x}"
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._held: dict[str, LeasedTrial] = {}
         self._unsent: list[Report] = []
         self._lost: dict[str, Decision] = {}
@@ -246,7 +247,7 @@ class Session:
         """Hand over results, trying until the server has them; after being told to stop only for a while longer."""
         if not results:
             return []
-        while self._unsent and not self._flush() and not self.stop.wait(FIRST_PAUSE):
+        while not self._flush() and not self.stop.wait(FIRST_PAUSE):
             pass  # a value that the server takes from the last report needs that report first
         body = {
             "worker": self.name,
@@ -307,12 +308,17 @@ class Session:
                 self._held.pop(token, None)
 
     def _flush(self) -> bool:
-        """Send what has not been sent; False if the server is away."""
-        with self._lock:
-            reports, self._unsent = self._unsent, []
-            held = dict(self._held)
-        if not reports:
-            return True
+        """Send what has not been sent; False if the server is away.
+
+        One thread sends at a time, and who comes meanwhile waits: what the first could not send has to be sent yet.
+        """
+        with self._sending:
+            with self._lock:
+                reports, self._unsent = self._unsent, []
+                held = dict(self._held)
+            return not reports or self._send(reports, held)
+
+    def _send(self, reports: list[Report], held: Mapping[str, LeasedTrial]) -> bool:
         body = {
             "worker": self.name,
             "reports": [

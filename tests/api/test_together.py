@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ def begin(calls: Together[int, int], *numbers: int) -> list[asyncio.Task[int]]:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 20))
+    with ThreadPoolExecutor(1) as thread:  # this one may have a loop, of tests in the browser
+        thread.submit(asyncio.run, asyncio.wait_for(main, 20)).result()
 
 
 def test_what_comes_meanwhile_is_answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
