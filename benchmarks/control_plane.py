@@ -11,7 +11,7 @@ to second. Shown are medians of the turns, in brackets the lowest and the highes
 and ``protobuf``; without them it is left out.
 
     peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping
-    flat       the same at 10^2, 10^4 and 10^6, with times of reading requests and the server's memory
+    flat       the same at 10^2, 10^4 and 10^6, with the server's memory and times of reading requests meanwhile
     workers    8 and 64 workers at once against one
     transfer   10^6 finished trials in and out: ``hpsearch import`` and ``export``, Parquet; a tenth by ``POST trials``
 """
@@ -53,6 +53,18 @@ SECTION = "## Control plane"
 PACK = 16
 GIVEN = 5_000
 """Finished trials in one request."""
+
+
+READS = {
+    "best": "best",
+    "page": "trials?limit=100",
+    "those that run": "trials?state=running",
+    "flags": "flags",
+    "stages": "stages",
+}
+"""Reading requests, p99 and the worst in brackets."""
+PAUSE_SECONDS = 0.005
+"""Between two of them."""
 
 
 class Server:
@@ -286,8 +298,8 @@ def flat(url: str, folder: Path, options: argparse.Namespace) -> str:
     """Ours at three sizes."""
     lines = [
         "| trials in the study | packs of 16, trials/s | ÷ smallest | server's memory, MB | "
-        "best, p99 ms | page, p99 ms | flags, p99 ms |",
-        "|---|---|---|---|---|---|---|",
+        f"{' | '.join(f'{name}, ms' for name in READS)} |",
+        "|---|---|---|---|" + "---|" * len(READS),
     ]
     with contextlib.closing(Server(url, folder)) as ours:
         for size in options.sizes:
@@ -296,22 +308,33 @@ def flat(url: str, folder: Path, options: argparse.Namespace) -> str:
         rates = in_turn(units, options.rounds, options.seconds)
         for size in options.sizes:
             name = f"n{size}"
-            reads = [f"{read_p99(ours, name, path):.0f}" for path in ("best", "trials?limit=100", "flags")]
+            reads = [read_times(ours, name, path) for path in READS.values()]
             relative = ratio(rates, name, f"n{options.sizes[0]}")
             cells = [median(rates, name), relative, f"{ours.memory():.0f}", *reads]
             lines.append(f"| {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def read_p99(server: Server, study: str, path: str) -> float:
-    """Milliseconds of a reading request, while packs go on; the first, which nothing remembers, is counted."""
-    times = []
-    for _ in range(100):
-        server.client.pack(study, 1)
-        start = time.perf_counter()
-        server.client.call("GET", f"/api/v1/studies/{study}/{path}")
-        times.append((time.perf_counter() - start) * 1000)
-    return sorted(times)[98]
+def read_times(server: Server, study: str, path: str) -> str:
+    """Milliseconds of a reading request while another client works on the study: p99 of 200, in brackets the worst."""
+    is_over = threading.Event()
+    worker = Client(server.address, "meanwhile")
+
+    def work() -> None:
+        while not is_over.is_set():
+            worker.pack(study, PACK)
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        times = []
+        for _ in range(200):
+            times.append(timed(lambda: server.client.call("GET", f"/api/v1/studies/{study}/{path}")) * 1000)
+            time.sleep(PAUSE_SECONDS)
+    finally:
+        is_over.set()
+        working.join()
+    return f"{sorted(times)[197]:.0f} ({max(times):.0f})"
 
 
 def workers(url: str, folder: Path, options: argparse.Namespace) -> str:
@@ -444,7 +467,7 @@ def measure(part: str, where: str | None, server: str, folder: Path, options: ar
 def insert(heading: str, text: str) -> None:
     """Put a subsection into the section Control plane of RESULTS.md, in place of one with its heading."""
     old = RESULTS.read_text()
-    section = f"{SECTION}\n" + old.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0].strip() + "\n"
+    section = f"{SECTION}\n\n" + old.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0].strip() + "\n"
     before, _, rest = section.partition(f"\n{heading}\n")
     after = "\n### " + rest.partition("\n### ")[2] if "\n### " in rest else ""
     write(f"{before.rstrip()}\n\n{heading}\n\n{text.rstrip()}\n{after}")

@@ -1,7 +1,7 @@
 """What it costs to have a training run by somebody else: start-up, and a trial that does nothing.
 
-    python -m benchmarks.overhead                    # some minutes
-    python -m benchmarks.overhead --write            # also into RESULTS.md
+    python -m benchmarks.overhead                            # some minutes
+    python -m benchmarks.overhead --parts nodes --write      # also into RESULTS.md
 
 Everything is a real process here: server, worker, SQLite that waits for the disk. Beside it, in the same run and round
 by round, Optuna with RDBStorage on SQLite (the objective is called in its own process, a command through
@@ -49,6 +49,8 @@ LIMITS = {
     "`python` trial that does nothing": (5.0, "ms"),
     "`command` beyond its own start": (20.0, "ms"),
 }
+PARTS = {"trials": "Overhead", "nodes": "Overhead on Ray"}
+"""What can be measured by itself → its section of RESULTS.md."""
 ON_RAY = {"worker actor to first lease": "≤ 5 s", "two Ray nodes against one, trials of 0.5 s": "≥ 1.9 ×"}
 SLEEPERS = 24
 """Trials of the study that is timed on one node and on two."""
@@ -300,26 +302,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=400, help="of each study of trials that do nothing")
-    parser.add_argument("--only-nodes", action="store_true", help="only what runs on nodes of Ray; not to be written")
-    parser.add_argument("--no-ray", dest="ray", action="store_false")
-    parser.add_argument("--write", action="store_true", help="put the section Overhead into RESULTS.md")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--no-ray", dest="ray", action="store_false", help="leave Ray Tune out of the part trials")
+    parser.add_argument("--write", action="store_true", help="put what was measured into RESULTS.md")
     options = parser.parse_args()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    load, began = os.getloadavg()[0], time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="hpsearch-bench-", dir=".") as folder:
-        parts = [table(measure(Path(folder).absolute(), options))] if not options.only_nodes else []
-        if options.ray:
-            parts.append(ray_table(on_ray(Path(folder).absolute(), options.rounds)))
-        text = "\n\n".join(parts)
-    print(text)
-    head = (
+    for part in options.parts:
+        load, began = os.getloadavg()[0], time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="hpsearch-bench-", dir=".") as made:
+            folder = Path(made).absolute()
+            found = table(measure(folder, options)) if part == "trials" else ray_table(on_ray(folder, options.rounds))
+        section = f"## {PARTS[part]}\n\n{about(part, options.rounds, load, began)}\n\n{found}\n"
+        print(section, flush=True)
+        if options.write:
+            write(section)
+
+
+def about(part: str, rounds: int, load: float, began: float) -> str:
+    """How a part was measured."""
+    setting = {
+        "trials": "One worker; Optuna in one process; Ray Tune with one actor per core.",
+        "nodes": "A cluster on this machine whose nodes have one CPU each; a worker is an actor.",
+    }
+    return (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} × {platform.machine()} CPU, load {load:.1f} before and "
-        f"{os.getloadavg()[0]:.1f} after (other work on it included), {time.perf_counter() - began:.0f} s; "
-        f"`python -m benchmarks.overhead --write`. Medians of {options.rounds} rounds, in brackets the lowest and the "
-        "highest. One worker; Optuna in one process; Ray Tune with one actor per core."
+        f"{os.getloadavg()[0]:.1f} after (this work included), {time.perf_counter() - began:.0f} s; "
+        f"`python -m benchmarks.overhead --parts {part} --write`. Medians of {rounds} rounds, in brackets the lowest "
+        f"and the highest. {setting[part]}"
     )
-    if options.write and not options.only_nodes:
-        write(f"## Overhead\n\n{head}\n\n{text}\n")
 
 
 if __name__ == "__main__":

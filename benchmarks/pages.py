@@ -1,6 +1,6 @@
 """How long until a page of many trials says something? Ours beside Optuna Dashboard, on equal trials, in Chromium.
 
-python benchmarks/pages.py [--trials 10000 100000] [--repeats 5] [--write]
+python -m benchmarks.pages [--trials 10000 100000] [--repeats 5] [--write]
 
 Both servers keep the same trials in SQLite and are started anew for each size. "Cold" is the first page that a server
 gives, in a fresh browser; "warm" the median of the following ones, each in a fresh browser context (no cache). Measured
@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
+from benchmarks.verdicts import write
 from hpsearch.coordinator import Coordinator
 from hpsearch.spec import parse_study
 from hpsearch.trial import TrialState
 from hpsearch_storage import open_store
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
-BEGIN, END = "<!-- pages: begin -->", "<!-- pages: end -->"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 SPACE = {
     "lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True},
@@ -222,21 +221,11 @@ def report(rows: list[list[str]], repeats: int, timeout: float) -> str:
     head = ["trials", "", "readable, cold", "figure, cold", "readable, warm", "figure, warm"]
     lines = [" | ".join(["", *row, ""]).strip() for row in [head, ["--:", "---", *["--:"] * 4], *rows]]
     about = (
-        f"`python benchmarks/pages.py --write`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Chromium headless, "
+        f"`python -m benchmarks.pages --write`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Chromium headless, "
         f"warm: median of {repeats}. Readable: the conclusion and the table (theirs: the study's name) stand there. "
         f"Figure: the first one shows points. Never: not within {timeout:g} s."
     )
-    return "\n".join([BEGIN, "## Pages", "", about, "", *lines, "", END])
-
-
-def write(text: str) -> None:
-    before = RESULTS.read_text() if RESULTS.exists() else ""
-    if BEGIN in before:
-        head, rest = before.split(BEGIN, 1)
-        text = head + text + rest.split(END, 1)[1]
-    else:
-        text = f"{before.rstrip()}\n\n{text}\n"
-    RESULTS.write_text(text)
+    return "\n".join(["## Pages", "", about, "", *lines])
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ HEIGHTS = {"map": 480, "finalists": 320}
 def documents(data: Path) -> list[dict[str, Any]]:
     """The studies of the page, over the data that are here."""
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml[^\n]*\n(.*?)```", text, re.DOTALL)]
     for document in found:
         document["objective"]["data"]["path"] = str(data)
     return [*found, yaml.safe_load((ROOT / "examples" / "random_vs_grid.yaml").read_text(encoding="utf-8"))]

@@ -6,7 +6,7 @@ Everything here is a function of what the stages' trials came to; the coordinato
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hpsearch.document import Document, faults_of
 from hpsearch.errors import Conflict, Fault, InvalidInput, InvalidSpec
 from hpsearch.search.borders import Flag, FlagVerdict
-from hpsearch.search.ranking import finalist_params
+from hpsearch.search.ranking import first_params
 from hpsearch.search.refining import difference, narrow
 from hpsearch.search.samplers import n_planned
 from hpsearch.search.scale import to_unit
@@ -56,6 +56,19 @@ class Proposal:
         """What it costs: epochs over all of its trials, folds and repeats."""
         spec = self.stage.spec
         return self.stage.n_trials * spec.n_epochs * (spec.folds or 1) * spec.n_repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a stage tells of its child; read when it is asked for, and no more of it than that takes.
+
+    Attributes:
+        judged: its trials, and those that it inherits; a sample of a huge stage.
+        from_best: the completed ones of all of them, best first.
+    """
+
+    judged: Callable[[], Sequence[Trial]]
+    from_best: Callable[[], Iterable[Trial]]
 
 
 class OwnStage(Document):
@@ -99,11 +112,8 @@ def first_stage(spec: StudySpec) -> NewStage:
     return _watched(spec, NewStage(spec.stages[0], spec.space, spec.stages[0].n_trials))
 
 
-def next_stage(spec: StudySpec, stages: Sequence[Stage], stage: Stage, evidence: Sequence[Trial]) -> NewStage | None:
-    """The stage that the plan has after this one, None after the last.
-
-    ``evidence`` are the trials of the stage, and those that it inherits.
-    """
+def next_stage(spec: StudySpec, stages: Sequence[Stage], stage: Stage, evidence: Evidence) -> NewStage | None:
+    """The stage that the plan has after this one, None after the last. ``evidence`` is what this one tells."""
     if stage.plan + 1 >= len(spec.stages):
         return None
     following = spec.stages[stage.plan + 1]
@@ -115,7 +125,7 @@ def _child(
     spec: StudySpec,
     parent: Stage,
     following: StageSpec,
-    evidence: Sequence[Trial],
+    evidence: Evidence,
     *,
     plan: int,
     space: Space | None = None,
@@ -123,9 +133,10 @@ def _child(
     n_trials = following.n_trials
     if following.top is not None:
         space = space or parent.space
-        n_trials = len(finalist_params(evidence, spec.metric, following.top)) * following.n_seeds
+        n_trials = len(first_params(evidence.from_best(), following.top)) * following.n_seeds
     elif space is None:
-        space = narrow(parent.space, evidence, spec.metric) if following.refine == "narrow" else dict(parent.space)
+        narrows = following.refine == "narrow"
+        space = narrow(parent.space, evidence.judged(), spec.metric) if narrows else dict(parent.space)
     changed = difference(parent.space, space)
     return _watched(spec, NewStage(following, space, n_trials, parent=parent.name, difference=changed, plan=plan))
 
@@ -226,9 +237,7 @@ def _ends(scale: Param, param: Param) -> tuple[float, float]:
     return to_unit(scale, param.low), to_unit(scale, param.high)
 
 
-def own_stage(
-    spec: StudySpec, stages: Sequence[Stage], stage: Stage, asked: OwnStage, evidence: Sequence[Trial]
-) -> NewStage:
+def own_stage(spec: StudySpec, stages: Sequence[Stage], stage: Stage, asked: OwnStage, evidence: Evidence) -> NewStage:
     """A child of a stage as the user wants it.
 
     Raises:

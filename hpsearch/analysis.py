@@ -63,8 +63,7 @@ def _narrowings(insights: Insights, study: Study, stages: Sequence[Stage]) -> li
     for stage in stages:
         parent = by_name.get(stage.parent or "")
         if parent is not None and stage.plan == parent.plan + 1 and stage.spec.top is None:
-            evidence = insights.evidence(study.id, stages, parent)
-            rows = narrowing(parent.space, evidence, study.spec.metric)
+            rows = narrowing(parent.space, insights.judged(study.id, stages, parent), study.spec.metric)
             found.append(StageNarrowing(stage.name, parent.name, tuple(rows)))
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage
+from hpsearch.budget import Budget
 from hpsearch.drawing import Drawer
 from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage, ResumeFrom
-from hpsearch.search.ranking import first_params
 from hpsearch.search.samplers import check_samplers
 from hpsearch.space import Params, check_params
 from hpsearch.spec import StudySpec
@@ -90,9 +90,10 @@ class Coordinator:
         self.lease_ttl = lease_ttl
         self.insights = Insights(store)
         self.lineage = Lineage(store, self.insights)
+        self.budget = Budget(store, self.insights, self.lineage)
         self.drawer = Drawer(store, self.insights, clock)
         self.stopper = Stopper(store, clock)
-        self.stages = Stages(store, self.insights, self.stopper, clock)
+        self.stages = Stages(store, self.insights, self.stopper, self.budget, clock)
         self._reap_from = clock() + lease_ttl
         self._spec = lru_cache(maxsize=256)(self._read_spec)
         self._on_change: list[Callable[[], None]] = []
@@ -271,36 +272,19 @@ class Coordinator:
     def _create_trials(self, wanted: int, study: str | None, kinds: Iterable[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""
         for owner, stage in self.store.stages_with_room(study=study, kinds=kinds):
-            room = self._room(owner, stage)
+            room = self.budget.room(owner, stage)
             if room <= 0:
                 continue
             if stage.spec.top is None:
                 if not self.drawer.create(owner, stage, wanted, room=room):
                     continue
             else:
-                params = self._finalists(owner, stage)[stage.n_created : stage.n_created + room]
+                planned = self.insights.planned_params(owner, self.store.stages(owner.id), stage)
+                params = planned[stage.n_created : stage.n_created + room]
                 behind = [self.lineage.behind(owner.spec, owner.id, stage, each) for each in params]
                 self.store.add_trials(stage.id, owner.next_number, params, now=self.clock(), behind=behind)
             return True  # also where another server was faster: then there is something to lease now
         return False
-
-    def _room(self, study: Study, stage: Stage) -> int:
-        """How many trials a stage may still create, within the study's limit of epochs."""
-        room = stage.n_trials - stage.n_created
-        limit = study.spec.stop.epochs
-        if limit is None:
-            return room
-        n_open = stage.counts.get(TrialState.QUEUED, 0) + stage.counts.get(TrialState.RUNNING, 0)
-        trained = sum(s.n_epochs for s in self.store.stages(study.id))
-        return min(room, (limit - trained) // stage.spec.n_epochs - n_open)
-
-    def _finalists(self, study: Study, stage: Stage) -> list[Params]:
-        """The params of every trial of a confirm stage: round after round, each finalist of the parent once in each."""
-        stages = self.store.stages(study.id)
-        parent = next(s for s in stages if s.name == stage.parent)
-        from_best = self.insights.from_best(study.id, stages, parent, study.spec.metric)
-        best = first_params(from_best, stage.spec.top or 0)
-        return [params for _ in range(stage.spec.n_seeds) for params in best]
 
     def _assignment(self, lease: Lease) -> Assignment:
         spec = self._spec(lease.study, lease.study_id)
@@ -350,7 +334,7 @@ class Coordinator:
         metric = self._spec(held.study, held.study_id).metric
         verdicts = judge(held.steps, state=result.state, metric=metric.name, direction=metric.direction)
         state = self.stopper.ends_as(held.study_id, held.study, held.stage, result.state)
-        return replace(result, state=state, verdicts=tuple(asdict(verdict) for verdict in verdicts))
+        return replace(result, state=state, verdicts=tuple(verdict.document() for verdict in verdicts))
 
     # -- preflight ----------------------------------------------------------------------------------------------
 

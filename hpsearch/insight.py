@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
-from hpsearch.advancing import inherits
+from hpsearch.advancing import Evidence, inherits
 from hpsearch.methods import NoStopping
 from hpsearch.search.borders import Flag, border_flags, worth_extending
 from hpsearch.search.confirming import Finalist, finalists
-from hpsearch.search.ranking import rank
+from hpsearch.search.ranking import first_params, params_key, rank
 from hpsearch.search.samplers import adaptive_numbers
 from hpsearch.search.stopping import saved_epochs, stopped_as
 from hpsearch.search.unlearned import Move, move_on
@@ -22,7 +22,7 @@ from hpsearch.store import Store, TrialQuery, all_trials
 from hpsearch.study import Stage, StageState, Study
 from hpsearch.trial import Trial, TrialState
 
-FLAG_SAMPLE = 5_000
+SAMPLE = 5_000
 """A stage with more ended trials is judged by a sample of so many: more would tell nothing else, but take memory."""
 
 
@@ -112,7 +112,7 @@ class Insights:
 
     def worth_extending(self, study: Study, stages: Sequence[Stage], stage: Stage) -> list[Flag]:
         """The borders of a stage that is done that a stage of its own should go past."""
-        trials, adaptive = self.evidence(study.id, stages, stage), self._adaptive(study.id, stages, stage)
+        trials, adaptive = self.judged(study.id, stages, stage), self._adaptive(study.id, stages, stage)
         return worth_extending(stage.name, stage.space, trials, study.spec.metric, adaptive=adaptive)
 
     def n_inherited(self, study: Study, stages: Sequence[Stage], stage: Stage) -> int:
@@ -131,7 +131,25 @@ class Insights:
     def evidence(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
         """The trials of a stage, and those of its parents that lie in its space and trained as its own do."""
         own = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
-        return own + self._inherited(study_id, stages, stage)
+        parent = _heir_of(stages, stage)
+        return own if parent is None else own + _inside(stage, self.evidence(study_id, stages, parent))
+
+    def judged(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
+        """The same, with a sample of a stage of more than :data:`SAMPLE` ended trials in place of all."""
+        return self._own(study_id, stage) + self._inherited(study_id, stages, stage)
+
+    def told(self, study: Study, stages: Sequence[Stage], stage: Stage) -> Evidence:
+        """What a stage tells of its child, read when asked for."""
+        return Evidence(
+            judged=lambda: self.judged(study.id, stages, stage),
+            from_best=lambda: self.from_best(study.id, stages, stage, study.spec.metric),
+        )
+
+    def planned_params(self, study: Study, stages: Sequence[Stage], stage: Stage) -> list[Params]:
+        """The params of every trial of a stage with ``top``: round after round, each finalist of its parent once."""
+        parent = next(s for s in stages if s.name == stage.parent)
+        best = first_params(self.from_best(study.id, stages, parent, study.spec.metric), stage.spec.top or 0)
+        return [params for _ in range(stage.spec.n_seeds) for params in best]
 
     def from_best(self, study_id: int, stages: Sequence[Stage], stage: Stage, metric: Metric) -> Iterator[Trial]:
         """The completed trials of :meth:`evidence`, best first, read as they are asked for."""
@@ -153,11 +171,17 @@ class Insights:
                 return
             query = replace(query, after=page.next)
 
+    def _own(self, study_id: int, stage: Stage) -> list[Trial]:
+        """The trials of a stage; of a huge one every so many-th.
+
+        An odd step: a power of two would see one corner of a grid, or of a Sobol sequence.
+        """
+        every = (-(-stage.n_finished // SAMPLE)) | 1 if stage.n_finished > SAMPLE else 1
+        return all_trials(self._store, study_id, TrialQuery(stage=stage.name, every=every))
+
     def _inherited(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> list[Trial]:
         parent = _heir_of(stages, stage)
-        if parent is None:
-            return []
-        return [t for t in self.evidence(study_id, stages, parent) if not check_params(stage.space, t.params)]
+        return [] if parent is None else _inside(stage, self.judged(study_id, stages, parent))
 
     def _read_best(self, name: str, study_id: int, version: int, confirm: str | None) -> Best | None:
         del version  # part of the key
@@ -188,15 +212,27 @@ class Insights:
         del version  # part of the key
         stages = self._store.stages(study_id)
         stage = stages[index]
-        parent = next((s for s in stages if s.name == stage.parent), None)
-        chosen_from = [] if parent is None else self.evidence(study_id, stages, parent)
         metric = self._store.study(name).spec.metric
-        return tuple(finalists(self.evidence(study_id, stages, stage), metric, parent=chosen_from))
+        trials = self.evidence(study_id, stages, stage)
+        return tuple(finalists(trials, metric, parent=self._chosen(study_id, stages, stage, trials, metric)))
+
+    def _chosen(
+        self, study_id: int, stages: Sequence[Stage], stage: Stage, trials: Sequence[Trial], metric: Metric
+    ) -> Iterator[Trial]:
+        """Of each params of some trials of a confirm stage the best that the parent has; read until all are found."""
+        parent = next((s for s in stages if s.name == stage.parent), None)
+        missing = {params_key(t.params) for t in trials} if parent is not None else set()
+        best = iter(()) if parent is None else self.from_best(study_id, stages, parent, metric)
+        while missing and (trial := next(best, None)) is not None:
+            if (key := params_key(trial.params)) in missing:
+                missing.remove(key)
+                yield trial
 
     def _count_inherited(self, study_id: int, index: int, version: tuple[int, ...]) -> int:
         del version  # part of the key
         stages = self._store.stages(study_id)
-        return len(self._inherited(study_id, stages, stages[index]))
+        parent = _heir_of(stages, stages[index])
+        return 0 if parent is None else len(_inside(stages[index], self.evidence(study_id, stages, parent)))
 
     def _read_saved(self, study_id: int, index: int, version: tuple[int, ...]) -> int:
         del version  # part of the key
@@ -211,31 +247,19 @@ class Insights:
         stages = self._store.stages(study_id)
         stage = stages[index]
         metric = self._store.study(name).spec.metric
-        said = ""
-        if stage.n_finished <= FLAG_SAMPLE:
-            trials, adaptive = self.evidence(study_id, stages, stage), self._adaptive(study_id, stages, stage)
-        else:
-            trials = self._sample(study_id, stage)
-            adaptive = adaptive_numbers(stage.spec.sampler, trials) if not stage.spec.sampler.is_own else set()
-            said = f" (judged by {len(trials):,} of {stage.n_finished:,} trials)"
+        trials, adaptive = self.judged(study_id, stages, stage), self._adaptive(study_id, stages, stage)
+        n = sum(trial.stage == stage.name for trial in trials)
+        said = f" (judged by {n:,} of {stage.n_finished:,} trials)" if stage.n_finished > SAMPLE else ""
         flags = border_flags(stage.name, stage.space, trials, metric, adaptive=adaptive)
         return tuple(replace(flag, message=flag.message + said) for flag in flags), move_on(stage.name, trials)
-
-    def _sample(self, study_id: int, stage: Stage) -> list[Trial]:
-        """Every so many-th trial of a huge stage.
-
-        An odd step: a power of two would see one corner of a grid, or of a Sobol sequence.
-        """
-        every = (-(-stage.n_finished // FLAG_SAMPLE)) | 1
-        return all_trials(self._store, study_id, TrialQuery(stage=stage.name, every=every))
 
     def _adaptive(self, study_id: int, stages: Sequence[Stage], stage: Stage) -> set[int]:
         """Numbers of the trials among a stage's evidence whose params followed from earlier results."""
         parent = _heir_of(stages, stage)
         found = self._adaptive(study_id, stages, parent) if parent is not None else set()
         if not stage.spec.sampler.is_own:
-            own = all_trials(self._store, study_id, TrialQuery(stage=stage.name))
-            found |= adaptive_numbers(stage.spec.sampler, own, inherited=self._inherited(study_id, stages, stage))
+            inherited = self._inherited(study_id, stages, stage)
+            found |= adaptive_numbers(stage.spec.sampler, self._own(study_id, stage), inherited=inherited)
         return found
 
 
@@ -243,6 +267,11 @@ def _heir_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
     """The parent whose trials a stage inherits."""
     parent = next((s for s in stages if s.name == stage.parent), None)
     return parent if parent is not None and inherits(stage, parent) else None
+
+
+def _inside(stage: Stage, trials: Iterable[Trial]) -> list[Trial]:
+    """Those that lie in a stage's space."""
+    return [trial for trial in trials if not check_params(stage.space, trial.params)]
 
 
 def _version(stages: Sequence[Stage], stage: Stage) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from hpsearch.insight import Insights
 from hpsearch.methods import Halving
-from hpsearch.search.ranking import params_key, ranked
+from hpsearch.search.ranking import params_key
 from hpsearch.search.sampling import data_seed, training_seed
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
@@ -60,12 +60,12 @@ class Lineage:
         self._store = store
         self._insights = insights
         self._stages = lru_cache(maxsize=256)(self._read_stage)
-        self._continued = lru_cache(maxsize=64)(self._read_continued)
+        self._continued = lru_cache(maxsize=1024)(self._read_continued)
 
     def line(self, spec: StudySpec, study_id: int, stage: str, trial: int, params: Params) -> Line:
         """The line of a trial of a stage. Params that no trial of the parent had begin a line themselves."""
         of = self._stages(study_id, stage)
-        before = self._continued(spec.name, study_id, stage).get(params_key(params)) if of.spec.resume else None
+        before = self._continued(spec.name, study_id, stage, params_key(params)) if of.spec.resume else None
         if before is None:
             return Line(
                 None,
@@ -81,7 +81,9 @@ class Lineage:
 
     def behind(self, spec: StudySpec, study_id: int, stage: Stage, params: Params) -> int:
         """Epochs that a trial with these params has behind it when it begins."""
-        before = self._continued(spec.name, study_id, stage.name).get(params_key(params)) if stage.spec.resume else None
+        before = None
+        if stage.spec.resume:
+            before = self._continued(spec.name, study_id, stage.name, params_key(params))
         return 0 if before is None else before.step
 
     def n_kept(self, spec: StudySpec, study_id: int, stage: str) -> tuple[int, int]:
@@ -94,13 +96,10 @@ class Lineage:
     def _read_stage(self, study_id: int, name: str) -> Stage:
         return next(stage for stage in self._store.stages(study_id) if stage.name == name)
 
-    def _read_continued(self, study: str, study_id: int, name: str) -> dict[str, Trial]:
-        """Params → the best trial of the parent that had them."""
+    def _read_continued(self, study: str, study_id: int, name: str, key: str) -> Trial | None:
+        """The best trial of the parent with some params. Finalists are found among the first that are read."""
         stages = self._store.stages(study_id)
         stage = next(s for s in stages if s.name == name)
         parent = next(s for s in stages if s.name == stage.parent)
-        trials = self._insights.evidence(study_id, stages, parent)
-        best: dict[str, Trial] = {}
-        for trial in ranked(trials, self._store.study(study).spec.metric):
-            best.setdefault(params_key(trial.params), trial)
-        return best
+        best = self._insights.from_best(study_id, stages, parent, self._store.study(study).spec.metric)
+        return next((trial for trial in best if params_key(trial.params) == key), None)

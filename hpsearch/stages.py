@@ -8,15 +8,17 @@ from datetime import datetime
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage, Proposal
+from hpsearch.budget import Budget
 from hpsearch.errors import Conflict, InvalidSpec, NotFound
 from hpsearch.insight import Insights
 from hpsearch.search import ending
 from hpsearch.search.confirming import settled
 from hpsearch.search.samplers import n_planned, stage_fault
 from hpsearch.stopper import Stopper
-from hpsearch.store import Store, TrialQuery, all_trials
+from hpsearch.store import Store, TrialQuery
 from hpsearch.study import Border, NewStage, Stage, StageState, Study, StudyState
 from hpsearch.trial import TrialState
+from hpsearch.values import Values
 
 MAX_FAILURES = 3
 """A stage whose first trials all fail, so many of them, ends its study: the fault lies in the set-up."""
@@ -28,11 +30,15 @@ _CLOSED = (StudyState.CANCELLED, StudyState.FAILED, StudyState.PREFLIGHT)
 class Stages:
     """Ends and opens the stages of a store's studies. Repeating anything is harmless, also on several servers."""
 
-    def __init__(self, store: Store, insights: Insights, stopper: Stopper, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, insights: Insights, stopper: Stopper, budget: Budget, clock: Callable[[], datetime]
+    ) -> None:
         self._store = store
         self._insights = insights
         self._stopper = stopper
+        self._budget = budget
         self._clock = clock
+        self._values = Values(store)
 
     # -- what happens by itself ---------------------------------------------------------------------------------
 
@@ -81,7 +87,7 @@ class Stages:
 
     def _open_next(self, study: Study, stage: Stage) -> bool:
         stages = self._store.stages(study.id)
-        child = advancing.next_stage(study.spec, stages, stage, self._insights.evidence(study.id, stages, stage))
+        child = advancing.next_stage(study.spec, stages, stage, self._insights.told(study, stages, stage))
         return child is not None and self._store.open_stage(study.id, stage.index + 1, child, now=self._clock())
 
     def _extend(self, study: Study, stage: Stage) -> bool:
@@ -118,28 +124,21 @@ class Stages:
         if stop.is_never:
             return None
         n_epochs = sum(s.n_epochs for s in self._store.stages(study.id))
-        n_open = stage.counts.get(TrialState.QUEUED, 0) + stage.counts.get(TrialState.RUNNING, 0)
-        if stop.epochs is not None and n_open == 0 and stop.epochs - n_epochs < stage.spec.n_epochs:
+        if self._budget.is_spent(study, stage):
             return f"the limit of {stop.epochs:,} epochs leaves no room for another trial ({n_epochs:,} trained)"
         metric = study.spec.metric
         sort = "-value" if metric.direction == "maximize" else "value"
         best = self._store.trials(study.id, TrialQuery(states=(TrialState.COMPLETED,), sort=sort, limit=1)).items
         seconds = (self._clock() - study.created_at).total_seconds()
+        follows = stop.no_improvement is not None and stage.spec.top is None
         return ending.reason(
             stop,
             metric,
             best=best[0] if best else None,
-            values=self._values(study, stage) if stop.no_improvement is not None else (),
+            values=self._values.completed(study.id, stage.name) if follows else (),
             seconds=seconds,
             epochs=n_epochs,
         )
-
-    def _values(self, study: Study, stage: Stage) -> list[float]:
-        """Of the completed trials of a stage that samples, in the order in which they ended."""
-        if stage.spec.top is not None:
-            return []
-        query = TrialQuery(stage=stage.name, states=(TrialState.COMPLETED,), sort="ended_at")
-        return [t.value for t in all_trials(self._store, study.id, query) if t.value is not None]
 
     def _is_settled(self, study: Study, stage: Stage) -> bool:
         """Whether a confirm stage has found its winner before all of its trials are done; asked between rounds."""
@@ -173,8 +172,8 @@ class Stages:
                 found.append(proposal)
         last = stages[-1]
         if last.counts.get(TrialState.COMPLETED):
-            evidence = self._insights.evidence(study.id, stages, last)
-            if child := advancing.next_stage(study.spec, stages, last, evidence):
+            child = advancing.next_stage(study.spec, stages, last, self._insights.told(study, stages, last))
+            if child is not None:
                 found.append(Proposal("next", child, f"it follows the stage {last.name} in the plan of the study"))
         return found
 
@@ -206,8 +205,7 @@ class Stages:
         parent = next((s for s in stages if s.name == (asked.parent or stages[-1].name)), None)
         if parent is None:
             raise NotFound("stage", asked.parent)
-        evidence = self._insights.evidence(study.id, stages, parent)
-        return advancing.own_stage(study.spec, stages, parent, asked, evidence)
+        return advancing.own_stage(study.spec, stages, parent, asked, self._insights.told(study, stages, parent))
 
     def acknowledge(self, study: Study, border: Border, note: str | None) -> None:
         """Note that the user has seen the flag of a border; None takes it back. Raises NotFound."""

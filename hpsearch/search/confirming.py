@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ class Finalist:
         return len(self.trials)
 
 
-def finalists(trials: Sequence[Trial], metric: Metric, *, parent: Sequence[Trial] = ()) -> list[Finalist]:
+def finalists(trials: Sequence[Trial], metric: Metric, *, parent: Iterable[Trial] = ()) -> list[Finalist]:
     """The finalists of a confirm stage, best mean first. Seeds that did not complete are left out of the numbers.
 
     Args:
@@ -113,7 +113,7 @@ def finalists(trials: Sequence[Trial], metric: Metric, *, parent: Sequence[Trial
     return found
 
 
-def _first_by_params(parent: Sequence[Trial], metric: Metric) -> dict[str, float | None]:
+def _first_by_params(parent: Iterable[Trial], metric: Metric) -> dict[str, float | None]:
     best: dict[str, float | None] = {}
     for trial in ranked(parent, metric):
         best.setdefault(params_key(trial.params), trial.value)

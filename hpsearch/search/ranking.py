@@ -23,11 +23,6 @@ def rank(trial: Trial, metric: Metric) -> tuple[float, int]:
     return (-value if metric.direction == "maximize" else value), trial.number
 
 
-def finalist_params(trials: Iterable[Trial], metric: Metric, top: int) -> list[Params]:
-    """Params of the best ``top`` completed trials (fewer if there are fewer), each set of params once."""
-    return first_params(ranked(trials, metric), top)
-
-
 def first_params(trials: Iterable[Trial], top: int) -> list[Params]:
     """The first ``top`` different sets of params, at least 1; no more trials are taken than that needs."""
     chosen: dict[str, Params] = {}

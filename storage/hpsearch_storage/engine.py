@@ -324,6 +324,7 @@ def _postgres_engine(url: URL, patience: timedelta, isolation: str) -> Engine:
         # PostgreSQL would still read all trials for a handful of tokens.
         with connection.cursor() as cursor:
             cursor.execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+            cursor.execute("SET enable_bitmapscan = off")  # of a whole study, sorted anew for every page
             # An acknowledged result survives a loss of power; what waits for replicas, too, is left as it is.
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false) "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -28,6 +29,7 @@ from sqlalchemy import (
     or_,
     select,
     type_coerce,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import JSON
 
@@ -43,6 +45,10 @@ from hpsearch_storage.dialects import is_postgres
 
 MAX_LIMIT = 1_000_000
 """No page is longer than this."""
+MAX_FROM_STATES = 1000
+"""A longer page of some states is read in the order of the study's numbers, as a whole export is."""
+MAX_FIRSTS = 100
+"""The same where there are more pairs of stage and state: SQLite takes 500 parts of a statement."""
 _NULLABLE = ("value", "started_at", "ended_at")
 _trials = tables.trials.c
 
@@ -90,10 +96,12 @@ def _page(connection: Connection, study_id: int, query: TrialQuery) -> tuple[Raw
     falling, name = query.sort.startswith("-"), query.sort.removeprefix("-")
     space = studies.document(connection, study_id).space
     parts = _parts(connection, name, space)
-    where = _filter(connection, study_id, query)
-    where += _within(connection, query, space) + _among(connection, query, space)
     mark = _fingerprint(study_id, query)
     position = _position(query.after, mark, parts)
+    where = _filter(connection, study_id, query)
+    where += _within(connection, query, space) + _among(connection, query, space)
+    if name == "number" and _by_state_alone(query):
+        where = _first_of_states(connection, study_id, query, position, falling=falling, limit=limit + 1) or where
     n = len(trials.FIELDS)
     found: list[tuple[int, Row[Any]]] = []
     for i in range(position.part if position else 0, len(parts)):
@@ -163,6 +171,34 @@ def _filter(connection: Connection, study_id: int, query: TrialQuery) -> list[Co
     if query.every > 1:
         where.append(_trials.number % query.every == 0)
     return where
+
+
+def _by_state_alone(query: TrialQuery) -> bool:
+    """Whether a query asks for a short page of some states, and at most for a stage."""
+    asks_more = query.verdict is not None or query.within or query.among or query.every > 1
+    return bool(query.states) and not asks_more and query.limit <= MAX_FROM_STATES
+
+
+def _first_of_states(
+    connection: Connection, study_id: int, query: TrialQuery, after: Position | None, *, falling: bool, limit: int
+) -> list[ColumnElement[bool]]:
+    """The first trials by number of each stage and state: the page is among them. Empty for very many stages.
+
+    An index has those in order. In the order of the study's numbers a state that few have is found late: SQLite, which
+    keeps no statistics, would read a million trials for the one that runs.
+    """
+    found = stages.of_study(connection, study_id)
+    ids = [stage.id for stage in found if query.stage in (None, stage.name)]
+    number = _trials.number
+    firsts = []
+    pairs = list(itertools.product(ids, sorted(set(query.states))))
+    for stage_id, state in pairs if len(pairs) <= MAX_FIRSTS else ():
+        first = select(_trials.id).where(_trials.stage_id == stage_id, _trials.state == state)
+        if after is not None:
+            first = first.where(number < after.number if falling else number > after.number)
+        first = first.order_by(number.desc() if falling else number).limit(limit)
+        firsts.append(select(first.subquery().c.id))
+    return [_trials.id.in_(union_all(*firsts))] if firsts else []
 
 
 def _within(connection: Connection, query: TrialQuery, space: Space) -> list[ColumnElement[bool]]:

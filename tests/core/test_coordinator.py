@@ -303,7 +303,7 @@ def test_whoever_listens_hears_of_changes(coordinator: Coordinator) -> None:
 def test_a_huge_stage_is_flagged_by_a_sample_and_says_so(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpsearch.insight.FLAG_SAMPLE", 100)
+    monkeypatch.setattr("hpsearch.insight.SAMPLE", 100)
     study, _ = coordinator.submit(spec({"name": "coarse", "trials": 5000}))
     given: list[tuple[Params, TrialState, float | None]] = [
         ({"lr": 10 ** (-6 + 5 * k / 900), "width": 10 + k * 7 % 91}, TrialState.COMPLETED, float(k)) for k in range(900)

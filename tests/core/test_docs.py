@@ -7,28 +7,16 @@ from pathlib import Path
 
 import pytest
 import typer
-import yaml
 from pydantic import BaseModel
 
 from hpsearch.cli import app
 from hpsearch.objective import CommandObjective, PythonObjective, TaskObjective, TrainObjective
 from hpsearch.objective.data import CsvData, NpzData, ParquetData
 from hpsearch.objective.models import CnnModel, LinearModel, MlpModel, ResnetModel
-from hpsearch.spec import StageSpec, StudySpec, parse_study
+from hpsearch.spec import StageSpec, StudySpec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-
-
-def test_the_readmes_study_is_valid() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    assert parse_study(yaml.safe_load(blocks[0])).name == "cifar10-two-layer"
-
-
-def test_every_link_and_picture_of_the_readme_is_there() -> None:
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,26 +1,22 @@
-"""Every block of code in the documents is checked, by its language; e2e/test_docs_run.py runs what needs a server."""
+"""What the documents' blocks of code are: e2e/test_docs_run.py runs them, and this checks what it leaves out."""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import re
 import shlex
+import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
+from documents import EXCUSED, PAGES, ROOT, RUN_ELSEWHERE, Block, blocks, excused
 from hpsearch.cli import app
-from hpsearch.spec import parse_study
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"ask", "docker", "done", "export", "for", "lease=$(ask", "pg_dump", "pg_restore", "python", "token=$(echo"}
-"""First words of lines of shell that are not of hpsearch, pip or make."""
 SMALL: dict[str, Any] = {
     "name": "small",
     "objective": {"kind": "train", "data": {"source": "digits"}},
@@ -28,112 +24,111 @@ SMALL: dict[str, Any] = {
     "space": {"lr": {"type": "float", "low": 1e-3, "high": 1.0, "log": True}},
     "stages": [{"name": "only", "trials": 4, "epochs": 2}],
 }
+"""What a part of a study is put into."""
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
-class Block(NamedTuple):
-    """A fenced block: where it stands, its language, its text."""
-
-    where: str
-    language: str
-    text: str
-
-
-def blocks() -> list[Block]:
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(f"{page.name}:{line}", match[1], match[2]))
-    return found
-
-
-BLOCKS = blocks()
-
-
-def of(language: str) -> pytest.MarkDecorator:
-    chosen = [block for block in BLOCKS if block.language == language]
-    assert chosen, language
-    return pytest.mark.parametrize("block", chosen, ids=lambda block: block.where)
-
-
-def test_every_block_says_its_language() -> None:
-    plain = {block.where.partition(":")[0] for block in BLOCKS if block.language in ("", "text")}
-    known = {"architecture.md", "operations.md", "scaling.md", "tutorial.md"}
-    assert plain <= known, "a tree of files, output, and calls of Docker need no check; all else says its language"
-    assert {block.language for block in BLOCKS} <= {"", "text", "sh", "python", "yaml", "json"}
+def test_every_block_says_what_it_is() -> None:
     assert len(BLOCKS) > 40
+    for block in BLOCKS:
+        assert block.language in {"sh", "python", "yaml", "text"}, f"{block.where}: nobody runs {block.language!r}"
 
 
-@of("yaml")
+def test_every_file_that_readers_save_is_used() -> None:
+    for block in BLOCKS:
+        if block.title and (block.page, block.title) not in RUN_ELSEWHERE:
+            stem = Path(block.title).stem
+            others = [other.text for other in BLOCKS if other.page == block.page and other is not block]
+            assert any(block.title in text or f"{stem}:" in text for text in others), block.where
+    for page, title in RUN_ELSEWHERE:
+        assert title in (ROOT / "tests" / RUN_ELSEWHERE[page, title]).read_text()
+
+
+def test_text_is_what_a_command_prints_or_the_tree_of_the_code() -> None:
+    for before, block in pairwise(BLOCKS):
+        if block.language == "text" and block.page != "docs/architecture.md":
+            assert (before.page, before.language) == (block.page, "sh"), block.where
+    (tree,) = blocks("docs/architecture.md")
+    above = Path()
+    for line in tree.text.splitlines():
+        name = line.split()[0]
+        path = ROOT / (above / name if line.startswith(" ") else name)
+        above = above if line.startswith(" ") else Path(name)
+        assert path.is_dir(), line
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.where)
 def test_yaml_is_a_study_or_fits_into_one(block: Block) -> None:
+    from hpsearch_api.validation import validate
+
     document = yaml.safe_load(block.text)
-    if "services" in document:  # of Docker Compose
-        return
-    if "objective" in document and "data" not in document["objective"]:
-        names = {"metric": {"name": "val_loss", "direction": "minimize"}}
-        document = {**SMALL, **names, "stages": [{"name": "only", "trials": 4}], **document}
-    parse_study({**SMALL, **document})
+    answer = validate(yaml.safe_dump(document if "name" in document else {**SMALL, **document}))
+    assert answer.valid, answer.errors
 
 
-@of("python")
-def test_python_parses_and_what_it_imports_of_ours_is_there(block: Block) -> None:
-    for node in ast.walk(ast.parse(block.text)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpsearch"):
-            module = importlib.import_module(node.module or "")
-            for name in node.names:
-                assert hasattr(module, name.name), name.name
+LEFT_OUT = [
+    (block.page, line)
+    for block in BLOCKS
+    if block.language == "sh" and not block.title
+    for line in block.text.replace("\\\n", " ").splitlines()
+    if excused(block.page, line)
+]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The lines of a block of shell as words, without comments, redirections and what runs inside of strings."""
-    joined = re.sub(r"\\\n", " ", text)
-    found = []
-    for line in joined.splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # a string over several lines: the body of a request
-            continue
-        if ">" in words:
-            words = words[: words.index(">")]
-        if words:
-            found.append([word for word in words if word != "&"])
-    return found
+def test_what_is_not_run_is_there() -> None:
+    for page, start in EXCUSED:
+        assert any(where == page or not page for where, line in LEFT_OUT if line.startswith(start)), start
 
 
-@of("sh")
-def test_shell_calls_what_there_is(block: Block) -> None:
-    if "curl " in block.text:
-        return  # run as it stands by test_own_code.py
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for program, *words in commands(block.text):
-        if program == "hpsearch":
+@pytest.mark.parametrize(("page", "line"), LEFT_OUT)
+def test_what_is_not_run_names_what_there_is(page: str, line: str) -> None:
+    program, *words = shlex.split(line, comments=True)
+    match program:
+        case "hpsearch":
             check_hpsearch(words)
-        elif program == "pip":
-            named = re.search(r"\[(.*)\]", words[-1])
-            assert named is None or set(named[1].split(",")) <= set(extras), words
-        elif program == "make":
-            assert words[0] in targets, words
-        else:
-            assert program in OTHERS, program
+        case "pip":
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            named = re.fullmatch(r"hpsearch\[(.*)\]", words[-1])
+            assert named is not None
+            assert set(named[1].split(",")) <= set(extras)
+        case "make":
+            subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+        case "docker":
+            document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+            assert words[0] == "compose"
+            for option, value in pairwise(words):
+                if option == "--scale":
+                    assert value.partition("=")[0] in document["services"]
+                elif option == "--profile":
+                    assert any(value in service.get("profiles", ()) for service in document["services"].values())
+        case _:
+            raise AssertionError(f"{page}: nothing is known of {program}")
 
 
 def check_hpsearch(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
-    if words[0].startswith("--"):
-        assert words[0] in {option for parameter in command.params for option in parameter.opts}, words
-        return
     while words and hasattr(command, "commands"):
         command = command.commands[words[0]]
         words = words[1:]
     command.make_context("hpsearch", words)  # raises where an option is not there, or an argument is missing
 
 
+def test_commands_within_sentences_have_the_options_that_they_name() -> None:
+    spans = [(page, code) for page in PAGES for code in re.findall(r"`hpsearch ([^`\n]+)`", (ROOT / page).read_text())]
+    assert len(spans) > 50
+    for page, code in spans:
+        command: Any = typer.main.get_command(app)
+        for word in code.split():
+            command = getattr(command, "commands", {}).get(word, command)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in code.split() if word.startswith("--")} <= known, f"{page}: {code}"
+
+
 def test_every_link_between_pages_leads_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def test_pictures_of_the_tutorial_are_small() -> None:

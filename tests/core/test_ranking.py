@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from hpsearch.search.ranking import finalist_params, ranked
+from hpsearch.search.ranking import first_params, ranked
 from hpsearch.space import Params
 from hpsearch.spec import Metric
 from hpsearch.trial import Trial, TrialState
@@ -32,6 +32,6 @@ def test_a_value_that_is_not_finite_is_not_ranked() -> None:
 
 def test_finalists_are_the_best_params_each_once() -> None:
     trials = [trial(0, 0.5, {"lr": 1.0}), trial(1, 0.9, {"lr": 2.0}), trial(2, 0.8, {"lr": 2.0})]
-    assert finalist_params(trials, UP, 2) == [{"lr": 2.0}, {"lr": 1.0}]
-    assert finalist_params(trials, UP, 9) == [{"lr": 2.0}, {"lr": 1.0}]
-    assert finalist_params([], UP, 3) == []
+    assert first_params(ranked(trials, UP), 2) == [{"lr": 2.0}, {"lr": 1.0}]
+    assert first_params(ranked(trials, UP), 9) == [{"lr": 2.0}, {"lr": 1.0}]
+    assert first_params(ranked([], UP), 3) == []

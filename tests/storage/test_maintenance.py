@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
@@ -105,6 +106,20 @@ def test_a_study_goes_round_as_a_file(
     assert everything(other, other.study("a")) == before
     other.close()
     assert maintenance.check(there).faults == ()
+
+
+def test_what_was_imported_is_known_to_the_planner(sqlite_url: str, postgres_url: str, tmp_path: Path) -> None:
+    """Until it counts for itself PostgreSQL takes a new table for a small one, and sorts all of it for a page."""
+    store = open_store(sqlite_url)
+    rich_study(store)
+    store.close()
+    maintenance.export_study(sqlite_url, "a", tmp_path / "a", now=NOW)
+    maintenance.import_study(postgres_url, tmp_path / "a", name="b", now=NOW)
+    with psycopg.connect(postgres_url) as connection:
+        counted = connection.execute("SELECT relname, reltuples FROM pg_class WHERE relname IN ('trials', 'metrics')")
+        known: dict[str, float] = dict(counted.fetchall())
+    assert known == {"trials": 9, "metrics": known["metrics"]}
+    assert known["metrics"] > 0
 
 
 def test_a_study_that_runs_is_imported_paused(store: Store, url: str, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def hot_paths(store: SqlStore) -> dict[str, Callable[[], object]]:
         "best": lambda: coordinator.insights.best(study, store.stages(study.id)),
         "first page": trials(),
         "last page": trials(sort="-number"),
+        "running page": trials(states=(TrialState.RUNNING,)),
         "best page": trials(sort="value", states=(TrialState.COMPLETED,)),
         "one trial": lambda: store.trial(study.id, 3),
         "attempts": lambda: store.attempts(study.id, N_TRIALS),
@@ -160,8 +161,8 @@ def postgres_scans(url: str, asked: dict[str, list[tuple[str, Any]]]) -> list[st
     """With statistics from when the tables were empty, and with fresh ones."""
     found = []
     with psycopg.connect(url, autocommit=True) as connection:
-        for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):  # as the store sets them
-            connection.execute(f"SET {setting} = off".encode())
+        for way in ("seqscan", "hashjoin", "mergejoin", "bitmapscan"):  # as the store does
+            connection.execute(f"SET enable_{way} = off".encode())
         for statistics in ("old", "new"):
             if statistics == "new":
                 connection.execute("ANALYZE")

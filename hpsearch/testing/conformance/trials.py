@@ -204,6 +204,31 @@ class Trials(Base):
         assert numbers(stage="coarse", states=(TrialState.FAILED,)) == [5]
         assert numbers(stage="fine") == numbers(stage="nobody") == numbers(states=(TrialState.PRUNED,)) == []
 
+    def test_pages_of_some_states_go_through_all_stages(self, store: Store) -> None:
+        study = self.create(store, trials=20)
+        coarse = self.stage(store, study)
+        ended: list[tuple[Params, TrialState, float | None]] = [
+            ({"lr": 0.1}, (TrialState.COMPLETED, TrialState.FAILED, TrialState.PRUNED)[i % 3], float(i))
+            for i in range(7)
+        ]
+        store.add_finished(coarse.id, ended, now=T0)
+        store.open_stage(study.id, 1, new_stage(study.spec, 1), now=T0)
+        store.add_finished(self.stage(store, study).id, ended, now=T0)
+
+        def numbers(*states: TrialState, **query: Any) -> list[int]:
+            asked, found = TrialQuery(states=states, limit=2, **query), []
+            while True:
+                page = store.trials(study.id, asked)
+                found += self.numbers(page.items)
+                if page.next is None:
+                    return found
+                asked = replace(asked, after=page.next)
+
+        assert numbers(TrialState.COMPLETED, TrialState.PRUNED) == [0, 2, 3, 5, 6, 7, 9, 10, 12, 13]
+        assert numbers(TrialState.PRUNED, TrialState.FAILED, sort="-number") == [12, 11, 9, 8, 5, 4, 2, 1]
+        assert numbers(TrialState.COMPLETED, TrialState.COMPLETED, stage="fine") == [7, 10, 13]
+        assert numbers(TrialState.RUNNING) == numbers(TrialState.COMPLETED, stage="nobody") == []
+
     def test_a_sample_and_ranges(self, store: Store) -> None:
         study = self.create(store, trials=7)
         params: list[Params] = [{"lr": n / 8} for n in range(1, 8)]
