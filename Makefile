@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hpsearch run examples/digits.yaml --workers 2 --store sqlite:///hpsearch.db
 
 test: $(VENV)/.installed-dev browser check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # Ten minutes and 1,000 faults on each database; make chaos MINUTES=1 FAULTS=100 is shorter.
 MINUTES ?= 10

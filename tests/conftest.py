@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 pytest.register_assert_rewrite("hpsearch.testing.conformance")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes run tests: threads for each would wait for cores
 
 _SETTINGS = (
     "fsync=off",  # the machine running tests is not going to lose power
@@ -167,6 +169,32 @@ def _database(server: str, how: str) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     """URL of a SQLite file that is not there yet."""
     return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+TOGETHER = ("test_ray", "test_pages", "test_pages_acting", "test_pages_new", "test_pages_wide")
+"""Modules whose tests share what is dear to start. Ray allows it once: two clusters on a machine use the same ports."""
+LONG = ("test_docs_run", "test_promotion", "test_task", "test_init", "test_service", "test_samplers", "test_chaos")
+"""Modules with tests of half a minute, which are not to begin last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins early: some modules, then what starts processes, then the rest."""
+    items.sort(key=lambda item: (item.path.stem not in LONG, item.path.parent.name != "e2e"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Test by test to whichever process is free, but for modules that stay together."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if Path(path).stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",  # a node that was killed refuses connections: it is noticed in 2 s, not in 15
     "RAY_health_check_failure_threshold": "4",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",  # else one in ten first clients finds no server, see hpsearch.worker.ray.cluster
 }
+FIRST_CLIENT = 23000
+"""The port of the server that Ray starts for the first client."""
 
 
 class Nodes:
@@ -60,6 +65,30 @@ class Nodes:
     def kill(self, name: str) -> None:
         """End a node as a loss of power does: everything that runs on it, at once."""
         self._ask(f"kill {name}")
+
+    @property
+    def _logs(self) -> Path:
+        return self._folder / "session_latest" / "logs"
+
+    def client_logs(self) -> str:
+        """What the servers of this cluster's clients have said."""
+        return "\n".join(
+            f"-- {log.name}\n{log.read_text()}" for log in sorted(self._logs.glob("ray_client_server*.err"))
+        )
+
+    @contextlib.contextmanager
+    def without_client_servers(self, n: int) -> Iterator[None]:
+        """The head fails to start the server of the next ``n`` clients: it cannot write their logs."""
+        used = [int(log.stem.rpartition("_")[2]) for log in self._logs.glob("ray_client_server_2*.err")]
+        ports = range(max(used, default=FIRST_CLIENT - 1) + 1, FIRST_CLIENT + 1000)  # a client has the next free one
+        links = [self._logs / f"ray_client_server_{port}.err" for port in islice(filter(_is_free, ports), n)]
+        for link in links:
+            link.symlink_to("/nowhere/to/be/found")
+        try:
+            yield
+        finally:
+            for link in links:
+                link.unlink()
 
     def _ask(self, line: str) -> str:
         assert self._process.stdin is not None
@@ -101,6 +130,13 @@ def _free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried, contextlib.suppress(OSError):
+        tried.bind(("", port))
+        return True
+    return False
 
 
 def _family(pid: int) -> list[int]:

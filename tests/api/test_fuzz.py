@@ -124,13 +124,26 @@ class Server:
             client.post(url, json={"trials": done}, headers=self.headers)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("fuzz"))
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
     app: Any = server.app
     with asgi.get_client(app, max_stream_events=3) as server.client:
         yield server
     server.store.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("fuzz")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """One that no other test has sent anything: what is sent follows from what is answered."""
+    with served(tmp_path) as server:
+        yield server
 
 
 @pytest.mark.parametrize(("label", "mode"), list(cases()))
@@ -150,7 +163,8 @@ def test_every_operation_keeps_to_its_description(server: Server, label: str, mo
     send()
 
 
-def test_sequences_of_operations(server: Server) -> None:
+def test_sequences_of_operations(own_server: Server) -> None:
+    server = own_server
     server.fill()
 
     class Machine(server.schema.as_state_machine()):  # type: ignore[misc]

@@ -36,13 +36,13 @@ from processes import eventually
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
 def test_stale_trials_are_failed_and_retried(server: str) -> None:
     retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
-    storage = ServiceStorage(server, heartbeat_interval=1, grace_period=1, heartbeat_stale_trial_callback=retry)
+    storage = ServiceStorage(server, heartbeat_interval=1, grace_period=3, heartbeat_stale_trial_callback=retry)
     study = optuna.create_study(study_name="stale", storage=storage)
     trial = study.ask({"x": FloatDistribution(0, 1)})
     storage.record_heartbeat(trial._trial_id)
     fail_stale_trials(study)
     assert study.trials[0].state is TrialState.RUNNING
-    time.sleep(1.2)
+    time.sleep(3.2)
     fail_stale_trials(study)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)

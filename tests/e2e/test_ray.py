@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -43,9 +44,15 @@ EPOCHS = 6
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def cluster() -> Iterator[Nodes]:
     with Nodes() as nodes:
         yield nodes
+
+
+@pytest.fixture
+def nodes(cluster: Nodes) -> Iterator[Nodes]:
+    yield cluster
+    sys.stderr.write(cluster.client_logs())  # pytest shows it where the test has failed
 
 
 @contextlib.contextmanager
@@ -190,6 +197,20 @@ def test_what_cannot_be(house: House, nodes: Nodes) -> None:
         status, said = refused(house, nodes, "--on", "auto", "--cpus", "8")
         assert status == 2
         assert "--min 1 needs 1 × 8 CPU; the cluster has 4 CPU and 1 GPU" in said
+
+
+@pytest.mark.parametrize(("n", "status"), [(1, 2), (3, 3)])
+def test_a_cluster_fails_to_start_a_clients_server(house: House, nodes: Nodes, n: int, status: int) -> None:
+    with nodes.without_client_servers(n):
+        options = ("--on", nodes.url, "--cpus", "8")
+        found, said = refused(house, nodes, *options, RAY_CLIENT_RECONNECT_GRACE_PERIOD="1")
+    assert found == status, said
+    again = "did not start this client's server; once more: FileNotFoundError"
+    assert said.count(again) == min(n, 2)
+    if n < 3:
+        assert "--min 1 needs 1 × 8 CPU; the cluster has 0 CPU" in said
+    else:
+        assert f"the Ray cluster {nodes.url} cannot be reached (Initialization failure from server:" in said
 
 
 def test_no_cluster_on_this_machine(house: House) -> None:

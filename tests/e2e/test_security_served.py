@@ -213,7 +213,9 @@ def test_slow_and_silent_clients_disturb_nobody_and_are_let_go(busy: Client) -> 
     for connection in slow_heads + silent:
         assert read(connection, 15) == b""  # closed without an answer: there was no request
     for connection in slow_bodies:
+        began = time.monotonic()
         answer = read(connection, 15)
+        assert time.monotonic() - began < 10, "it is closed"
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"the body did not come within 3 s" in answer
     for connection in half_closed:

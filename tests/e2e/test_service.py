@@ -76,6 +76,7 @@ def test_a_retried_trial_goes_on_from_its_checkpoint(house: House, sqlite_url: s
     fewest = reached
     while study.state == "running":
         fewest = min(fewest, len(study.metrics(0)))
+        time.sleep(0.02)
     assert second.stop() == 0
     assert 1 < fewest <= reached < 40, "a trial that began anew would have gone back to one step"
     for trial in study.trials():

@@ -112,7 +112,8 @@ class Guard:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"the body did not come within {self._limits.body_seconds} s") from None
+                detail = f"the body did not come within {self._limits.body_seconds} s"
+                raise HTTPException(408, detail, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if received > self._limits.body:

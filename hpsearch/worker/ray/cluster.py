@@ -16,9 +16,13 @@ import ray
 
 from hpsearch.errors import ClusterUnreachable, InvalidInput
 
+log = logging.getLogger(__name__)
+
 REACH_SECONDS = 5.0
 CLIENT_PORT = 10001
 """Where the head node of a cluster listens for clients, unless it is told otherwise."""
+N_TRIES = 3
+"""How often a cluster is asked for the process that serves a client; see :func:`_join`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def connected(address: str) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.WARNING)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, logging_level=logging.WARNING, **options)
+        _join(address, **options)
     except (ConnectionError, TimeoutError) as error:
         raise ClusterUnreachable(address, first_lines(error)) from None
     except RuntimeError as error:
@@ -114,6 +118,26 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, **options: Any) -> None:
+    """Call ``ray.init``, again where the cluster answered and could not start a process for this client.
+
+    It starts one for each client of ``ray://``. It forks for that while its threads are in gRPC, whose handlers of
+    forks end the child now and then, above all that of the first client; ``GRPC_ENABLE_FORK_SUPPORT=0`` on the head
+    avoids it. Ray gives up such a client after ``RAY_CLIENT_RECONNECT_GRACE_PERIOD``, 30 s.
+    """
+    for n_left in reversed(range(N_TRIES)):
+        try:
+            ray.init(address, logging_level=logging.WARNING, **options)
+        except ConnectionAbortedError as error:
+            if not n_left:
+                raise
+            log.warning(
+                "the Ray cluster %s did not start this client's server; once more: %s", address, last_line(error)
+            )
+        else:
+            return
 
 
 def _check_reachable(address: str) -> None:
@@ -133,6 +157,11 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, port), REACH_SECONDS).close()
     except OSError as error:
         raise ClusterUnreachable(address, str(error)) from None
+
+
+def last_line(error: Exception) -> str:
+    """What a traceback of Ray's comes to."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def first_lines(error: Exception) -> str:
