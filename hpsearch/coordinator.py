@@ -31,6 +31,8 @@ from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, 
 from hpsearch.verdicts import judge
 
 T = TypeVar("T")
+Queued = tuple[str | None, tuple[str, ...] | None]
+"""Which trials are meant: of a study, or of any but ``external`` ones; of some kinds of objectives, or of all."""
 
 PREFLIGHT_TTL = timedelta(seconds=180)
 """How long a worker has to run the checks of a study before another may."""
@@ -232,7 +234,7 @@ class Coordinator:
         """What the store has queued, and what is created where that is not enough."""
         found = self._lease_queued(asked)
         while True:
-            wanted: Counter[tuple[str | None, tuple[str, ...] | None]] = Counter()
+            wanted: Counter[Queued] = Counter()
             for asking, leases in zip(asked, found, strict=True):
                 wanted[asking.study, asking.kinds] += asking.room(len(leases))
             created = [self._create_trials(n, *key) for key, n in wanted.items() if n > 0]
@@ -250,9 +252,19 @@ class Coordinator:
 
         Raises NotFound if ``study`` names none.
         """
-        if study is not None:
-            self.store.study(study)
-        wanted = _sorted(kinds)
+        (found,) = self.queues([(study, _sorted(kinds))])
+        if isinstance(found, NotFound):
+            raise found
+        return found
+
+    def queues(self, wanted: Sequence[Queued]) -> list[tuple[int, int] | NotFound]:
+        """Like :meth:`queue` for several, each of which is looked up once."""
+        found = {key: self._queue(*key) for key in set(wanted)}
+        return [found[key] for key in wanted]
+
+    def _queue(self, study: str | None, wanted: tuple[str, ...] | None) -> tuple[int, int] | NotFound:
+        if study is not None and (missing := self._missing([study])):
+            return missing[study]
         waiting, _ = self.store.demand("", since=self.clock(), study=study, kinds=wanted)
         return waiting, self.store.n_checks_waiting(kinds=wanted, now=self.clock())
 

@@ -22,7 +22,7 @@ A = TypeVar("A")
 Batch = list[tuple[Q, asyncio.Future[A]]]
 
 MOST = 128
-"""Calls answered together: so many wait for the last of them."""
+"""Calls answered together, unless they cost next to nothing: so many wait for the last of them."""
 SLOW_SECONDS = 0.1
 """A batch that takes longer, such as one that ends a stage, lets the next begin beside it."""
 THREADS = 8
@@ -35,10 +35,15 @@ class Together(Generic[Q, A]):
     Args:
         answer: calls → the answer to each, or its error. It runs in a thread. Where it raises an error, that is no
             StoreError, and had several calls, it is called again with each alone: repeating a call must be harmless.
+        name: of its threads.
+        most: calls answered together.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[A | HpsearchError]], *, name: str) -> None:
+    def __init__(
+        self, answer: Callable[[Sequence[Q]], Sequence[A | HpsearchError]], *, name: str, most: int = MOST
+    ) -> None:
         self._answer = answer
+        self._most = most
         self._name = name
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._quick: object | None = None
@@ -63,7 +68,7 @@ class Together(Generic[Q, A]):
         if not self._waiting or self._quick is not None:
             return
         loop = asyncio.get_running_loop()
-        self._quick = batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
+        self._quick = batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
         slow = loop.call_later(SLOW_SECONDS, self._leave, batch)
         # What is logged of a call that is answered alone has its request's id.
         context = contextvars.copy_context() if len(batch) == 1 else contextvars.Context()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic_core import to_json
 
 from hpsearch._version import __version__
-from hpsearch.coordinator import Assignment, Coordinator
+from hpsearch.coordinator import Assignment, Coordinator, Queued
 from hpsearch.document import Text
 from hpsearch.store import Asking, WorkerHello
 from hpsearch.trial import Decision, Outcome, Report, Result, TrialState
@@ -34,6 +35,9 @@ from hpsearch_api.shortcuts import Call
 from hpsearch_api.telemetry import Meters
 from hpsearch_api.together import Together
 
+ASK_AGAIN = 5.0
+"""A worker that waits is noted as there so often, in seconds."""
+
 router = APIRouter(prefix="/api/v1", tags=["workers"], responses=PROBLEMS)
 
 
@@ -52,9 +56,11 @@ class Calls:
         )
         self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(coordinator.finish_all, name="finish")
 
+        self.queue: Together[Queued, tuple[int, int]] = Together(coordinator.queues, name="queue", most=100_000)
+
     def close(self) -> None:
         """See :meth:`Together.close`."""
-        for each in (self.lease, self.report, self.finish):
+        for each in (self.lease, self.report, self.finish, self.queue):
             each.close()
 
 
@@ -75,18 +81,23 @@ async def lease(
     kinds = None if body.kinds is None else tuple(sorted(set(body.kinds)))
     asking = Asking(hello, body.capacity, body.study, kinds)
     deadline = time.monotonic() + body.wait_seconds
+    again = min(ASK_AGAIN, coordinator.lease_ttl.total_seconds() / 2)
+    asked_at = -math.inf
     while True:
         bell = changes.bell()
-        if body.kinds and "preflight" in body.kinds:
-            claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
-            if claimed is not None:
-                return _answer(_work([], [views.preflight_lease(*claimed)]))
-        assignments = await calls.lease(asking)
+        # Any change wakes all who wait: they look together whether there is anything, before each asks for it.
+        if time.monotonic() - asked_at > again or any(await calls.queue((asking.study, asking.kinds))):
+            asked_at = time.monotonic()
+            if body.kinds and "preflight" in body.kinds:
+                claimed = await run_in_threadpool(coordinator.claim_preflight, body.worker, body.kinds)
+                if claimed is not None:
+                    return _answer(_work([], [views.preflight_lease(*claimed)]))
+            if assignments := await calls.lease(asking):
+                seconds = coordinator.lease_ttl.total_seconds()
+                return _answer(_work([views.lease_view(assignment, seconds) for assignment in assignments], []))
         left = deadline - time.monotonic()
-        if assignments or left <= 0 or changes.closing:
-            seconds = coordinator.lease_ttl.total_seconds()
-            found = [views.lease_view(assignment, seconds) for assignment in assignments]
-            return _answer(_work(found, []))
+        if left <= 0 or changes.closing:
+            return _answer(_work([], []))
         await changes.wait(bell, left)
         if await request.is_disconnected():  # what came meanwhile is for a worker that listens
             return _answer(_work([], []))
