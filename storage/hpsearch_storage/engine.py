@@ -253,8 +253,7 @@ def _immediate(connection: Connection) -> Iterator[None]:
         else:
             driver.commit()
     except BaseException:
-        if connection.in_transaction():
-            connection.rollback()
+        connection.rollback()  # also where its own commit failed, after which it counts as in no transaction
         driver.rollback()
         raise
 

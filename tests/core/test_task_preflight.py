@@ -255,6 +255,18 @@ def test_the_range_of_the_rate(low: float, high: float, status: str, words: str)
     assert words in found["lr_range"].message
 
 
+def test_a_first_minibatch_unlike_the_others_is_not_taken_for_the_start() -> None:
+    class Outliers(Numbers):
+        def data(self) -> Any:
+            x = np.random.default_rng(0).normal(size=(150, 6))
+            return x, np.where(np.arange(150) % 15 == 7, 0.9, 0.1 * x[:, 0])
+
+    space = {"lr": {"type": "float", "low": 1e-8, "high": 1e-7, "log": True}}
+    seen = checks(Outliers(), space, loss={"kind": "mse"}, optimizer={"kind": "sgd"}, batch_size=4)["lr_range"]
+    assert seen.numbers["initial_loss"] == pytest.approx(seen.numbers["loss_at_1e-08"], 0.01)
+    assert "loss explode" not in seen.message
+
+
 def test_a_loss_that_nothing_lowers() -> None:
     class Constant(Coder):
         def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from hpsearch.training.preflight.learning import (
     OUTSIDE,
     OVERFIT_SAMPLES,
     OVERFIT_STEPS,
+    TINY,
     Ladder,
     climb,
     lr_range,
@@ -318,12 +319,14 @@ def _ladder(bench: _Bench) -> Ladder:
     reg, _ = ends(bench.objective, bench.space, "regularization.l2")
 
     def attempt(rates: list[float], low: float, high: float) -> Ladder:
-        objectives = [bench.plain({"lr": rate, "reg": reg}) for rate in rates]
-        n_steps = max(1, min(EPOCH_STEPS, int(SECONDS / (5 * len(rates) * bench.pass_seconds))))
+        # The first trains as good as nothing: what the loss of the same samples is without training.
+        objectives = [bench.plain({"lr": rate, "reg": reg}) for rate in (TINY, *rates)]
+        n_steps = max(1, min(EPOCH_STEPS, int(SECONDS / (5 * len(objectives) * bench.pass_seconds))))
         n = min(len(bench.train.labels), n_steps * bench.objective.batch_size)
         split = Split(bench.train.samples[:n], bench.train.labels[:n])
         trained = _train(bench, objectives, split, steps=LADDER_STEPS)
-        return Ladder(rates, trained.late(), trained.start, low, high, trained.steps)
+        start, *late = trained.late()
+        return Ladder(rates, late, start if math.isfinite(start) else math.nan, low, high, trained.steps)
 
     return climb(
         *_lr_ends(bench),
