@@ -193,7 +193,7 @@ class Session:
                     self._recorder.holds([lease.token for lease in leases])
                 return Work(leases, [])
         # the answer to a request given up just now may be under way: ask what this worker holds, and give it back
-        held = self._call("/api/v1/leases", {**body, "capacity": 1, "wait_seconds": 0}, patient=False)
+        held = self._call("/api/v1/leases", {**body, "kinds": [], "wait_seconds": 0}, patient=False)
         self.release([item["token"] for item in held["leases"]] if held else [])
         return Work([], [])
 

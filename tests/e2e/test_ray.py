@@ -136,6 +136,7 @@ def test_their_number_follows_the_queue(house: House, nodes: Nodes) -> None:
         fleet.wait_for(r"2 workers; \d+ to do\n(.*\n)*0 workers\n", 30)
         assert eventually(lambda: all(w["holds"] == 0 for w in client.workers()))
 
+        time.sleep(3)  # the last request of a process that Ray is just killing may still be waiting at the server
         study = submit(client, house.folder, trials=2, seconds=60, name="long")
         held = eventually(lambda: study.trials(state="running"), 60, lambda: fleet.output)
         began = time.monotonic()
