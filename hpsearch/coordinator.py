@@ -277,7 +277,7 @@ class Coordinator:
         return replace(asking, share=-(-waiting // (others + 1)))
 
     def _lease_queued(self, asked: Sequence[Asking]) -> list[list[Lease]]:
-        found = self.store.lease_all(asked, now=self.clock(), ttl=self.lease_ttl, max_lost=MAX_LOST) if asked else []
+        found = self.store.lease(asked, now=self.clock(), ttl=self.lease_ttl, max_lost=MAX_LOST) if asked else []
         self.stopper.leased([lease for leases in found for lease in leases])
         return found
 
@@ -315,8 +315,8 @@ class Coordinator:
         """Like :meth:`report` for several workers, in order, at hardly more than the cost of one."""
         reports = [report for _, some in calls for report in some]
         plan = self.stopper.plan(reports)
-        decisions, entries = self.store.report_at_rungs(
-            [worker for worker, _ in calls], reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
+        decisions, entries = self.store.report(
+            {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
         )
         decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:
@@ -332,7 +332,7 @@ class Coordinator:
         results = [result for _, some in calls for result in some]
         held = self.store.held([result.token for result in results])
         judged = [self._judged(result, held.get(result.token)) for result in results]
-        outcomes = self.store.finish_all([worker for worker, _ in calls], judged, now=self.clock())
+        outcomes = self.store.finish({worker for worker, _ in calls}, judged, now=self.clock())
         stopped = [held[r.token] for r in judged if r.state is TrialState.PRUNED and r.token in held]
         for study_id, study, stage in sorted({(trial.study_id, trial.study, trial.stage) for trial in stopped}):
             self.stopper.promote(study_id, study, stage)

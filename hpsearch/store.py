@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -355,53 +355,34 @@ class Store(Protocol):
 
     # -- leases -----------------------------------------------------------------------------------------------
 
-    def lease(
-        self,
-        worker: WorkerHello,
-        capacity: int,
-        *,
-        now: datetime,
-        ttl: timedelta,
-        study: str | None = None,
-        kinds: Iterable[str] | None = None,
-        max_lost: int = 3,
-    ) -> list[Lease]:
-        """Give a worker up to ``capacity`` trials, first what it holds already (renewed), then queued ones.
+    def lease(self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3) -> list[list[Lease]]:
+        """Give workers trials, one after the other: first what each holds already (renewed), then queued ones.
 
         Only running studies give out trials, the one with the fewest running trials first, then the oldest; within
-        a study lower stages and numbers first. ``external`` studies only where ``study`` names them. ``kinds``
-        None means all. What an earlier session of the worker held is lost (see :class:`WorkerHello`) and
-        queued again, or failed if ``max_lost`` attempts were lost, before anything is given out. A queued trial is
-        given to one worker only.
+        a study lower stages and numbers first. What an earlier session of a worker held is lost (see
+        :class:`WorkerHello`) and queued again, or failed if ``max_lost`` attempts were lost, before anything is given
+        out. A queued trial is given to one worker only.
+
+        Returns:
+            the leases of each who asked.
         """
         ...
 
-    def lease_all(
-        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
-    ) -> list[list[Lease]]:
-        """Like :meth:`lease` for each, in order and in one transaction."""
-        ...
-
-    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
-        """Keep metrics and renew leases.
+    def report(
+        self,
+        workers: Set[str],
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs] = (),
+        *,
+        now: datetime,
+        ttl: timedelta,
+    ) -> tuple[list[Decision], list[list[RungEntry]]]:
+        """Keep metrics and what they say of rungs, as :meth:`record_rungs` does; renew leases; hear of the workers.
 
         The decision is ``continue`` while the lease holds (with its place), else ``abandon`` with the reason; a
         report without a lease changes nothing. A step reported twice keeps the later metrics; several reports of one
         token in one call are taken in order. The first step that a later attempt reports drops the steps behind it:
         they belong to a curve that was given up. A lease past its expiry that nobody has reaped is renewed.
-        """
-        ...
-
-    def report_at_rungs(
-        self,
-        workers: Sequence[str],
-        reports: Sequence[Report],
-        climbs: Sequence[Climbs],
-        *,
-        now: datetime,
-        ttl: timedelta,
-    ) -> tuple[list[Decision], list[list[RungEntry]]]:
-        """Like :meth:`report` by several workers, and keep what is said of rungs, as :meth:`record_rungs` does.
 
         Returns:
             the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
@@ -412,18 +393,14 @@ class Store(Protocol):
         """Token → trial with its metrics, of the leases that hold."""
         ...
 
-    def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
-        """End trials.
+    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+        """End trials, with word from these workers.
 
         Accepted if the lease holds, or if this very attempt has finished its trial before (then nothing changes).
         Otherwise refused with a reason, and nothing changes but that the attempt's history says that a late result
         came. A completed trial without a value gets the study's metric of its last step; if there is none it
         becomes failed, and if the value is not finite, diverged, either with a reason.
         """
-        ...
-
-    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
-        """Like :meth:`finish` by several workers."""
         ...
 
     def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:

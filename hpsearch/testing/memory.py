@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -19,6 +19,7 @@ from hpsearch.trial import (
     Action,
     Attempt,
     AttemptState,
+    Climbs,
     Decision,
     HeldTrial,
     Lease,
@@ -26,6 +27,7 @@ from hpsearch.trial import (
     Place,
     Report,
     Result,
+    RungEntry,
     StepMetrics,
     Trial,
     TrialState,
@@ -293,24 +295,7 @@ class MemoryStore(Rungs):
 
     # -- leases -----------------------------------------------------------------------------------------------
 
-    def lease(
-        self,
-        worker: WorkerHello,
-        capacity: int,
-        *,
-        now: datetime,
-        ttl: timedelta,
-        study: str | None = None,
-        kinds: Iterable[str] | None = None,
-        max_lost: int = 3,
-    ) -> list[Lease]:
-        """See Store."""
-        wanted = None if kinds is None else tuple(kinds)
-        return self.lease_all([Asking(worker, capacity, study, wanted)], now=now, ttl=ttl, max_lost=max_lost)[0]
-
-    def lease_all(
-        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
-    ) -> list[list[Lease]]:
+    def lease(self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3) -> list[list[Lease]]:
         """See Store."""
         with self._lock:
             return [self._lease_one(asking, now, ttl, max_lost) for asking in asked]
@@ -318,8 +303,7 @@ class MemoryStore(Rungs):
     def _lease_one(self, asking: Asking, now: datetime, ttl: timedelta, max_lost: int) -> list[Lease]:
         worker, capacity, study = asking.worker, asking.capacity, asking.study
         seen = self._workers.get(worker.name)
-        first = seen.first_seen if seen else now
-        self._workers[worker.name] = Worker(worker.name, dict(worker.info), first, now, 0)
+        self._workers[worker.name] = Worker(worker.name, dict(worker.info), seen.first_seen if seen else now, now, 0)
         for item in self._held(worker.name):
             if None not in (worker.session, item.session) and item.session != worker.session:
                 self._lose(item, "its worker was started anew", max_lost, now)
@@ -377,12 +361,21 @@ class MemoryStore(Rungs):
             step=trial.step,
         )
 
-    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
+    def report(
+        self,
+        workers: Set[str],
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs] = (),
+        *,
+        now: datetime,
+        ttl: timedelta,
+    ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
         with self._lock:
-            self._seen(worker, now)
+            self._seen(workers, now)
             places = {report.token: self._place_of(report.token) for report in reports}
-            return [self._report(report, places[report.token], now + ttl) for report in reports]
+            decisions = [self._report(report, places[report.token], now + ttl) for report in reports]
+            return decisions, [self._climb(each, decisions) for each in climbs]
 
     def _place_of(self, token: str) -> Place | None:
         item = self._tries.get(token)
@@ -422,17 +415,12 @@ class MemoryStore(Rungs):
                     found[item.token] = HeldTrial(item.study_id, kept.study.name, stage, item.trial, steps)
             return found
 
-    def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
-        """See Store."""
-        return self.finish_all([worker], results, now=now)
-
-    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
             raise InvalidInput(f"a trial cannot be finished as {wrong[0]!r}")
         with self._lock:
-            for worker in workers:
-                self._seen(worker, now)
+            self._seen(workers, now)
             return [self._finish(result, now) for result in results]
 
     def _finish(self, result: Result, now: datetime) -> Outcome:
@@ -441,9 +429,8 @@ class MemoryStore(Rungs):
             return Outcome(result.token, accepted=True)
         if item is None or not item.holds:
             if item is not None and "late result" not in (item.shown.reason or ""):
-                item.shown = replace(
-                    item.shown, reason=f"{item.shown.reason}; a late result came: {result.state.value}"
-                )
+                late = f"{item.shown.reason}; a late result came: {result.state.value}"
+                item.shown = replace(item.shown, reason=late)
             return Outcome(result.token, accepted=False, reason=why_not(item))
         kept = self._kept[item.study_id]
         trial, value = kept.trials[item.trial], result.value
@@ -458,7 +445,7 @@ class MemoryStore(Rungs):
     def release(self, worker: str, tokens: Sequence[str], *, now: datetime) -> list[Outcome]:
         """See Store."""
         with self._lock:
-            self._seen(worker, now)
+            self._seen({worker}, now)
             return [self._release(token, now) for token in tokens]
 
     def _release(self, token: str, now: datetime) -> Outcome:
@@ -508,6 +495,6 @@ class MemoryStore(Rungs):
         found = self._stage_of(stage_id)
         return None if found is None else (found[0], found[0].live(found[1]))
 
-    def _seen(self, worker: str, now: datetime) -> None:
-        if worker in self._workers:
+    def _seen(self, workers: Set[str], now: datetime) -> None:
+        for worker in workers & self._workers.keys():
             self._workers[worker] = replace(self._workers[worker], last_seen=now)

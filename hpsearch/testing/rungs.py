@@ -14,7 +14,7 @@ from hpsearch.store import Page, Table, TrialQuery
 from hpsearch.study import Stage, StageState
 from hpsearch.testing.care import Care
 from hpsearch.testing.kept import Kept
-from hpsearch.trial import Climbs, Decision, Report, RungEntry, RungPlace, Trial, TrialState
+from hpsearch.trial import Climbs, Decision, RungEntry, RungPlace, Trial, TrialState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,29 +22,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Rungs(Care):
     """What trials had at rungs, and promotion; trials by columns and by steps."""
 
-    def report_at_rungs(
-        self,
-        workers: Sequence[str],
-        reports: Sequence[Report],
-        climbs: Sequence[Climbs],
-        *,
-        now: datetime,
-        ttl: timedelta,
-    ) -> tuple[list[Decision], list[list[RungEntry]]]:
-        """See Store."""
-        with self._lock:
-            decisions = self.report(workers[0], reports, now=now, ttl=ttl)
-            for worker in workers[1:]:
-                self.report(worker, [], now=now, ttl=ttl)
-            last = {d.token: d.place.step for d in decisions if d.place is not None}
-            entries = []
-            for each in climbs:
-                values: dict[RungPlace, float | None] = {}
-                for climb in each.climbs:
-                    if climb.token in last and climb.before in (None, last[climb.token]):
-                        values.setdefault(climb.place, climb.value)
-                entries.append(self.record_rungs(each.stage_id, values, after=each.after))
-            return decisions, entries
+    def _climb(self, climbs: Climbs, decisions: Sequence[Decision]) -> list[RungEntry]:
+        """Keep what reports say of the rungs of one stage, as far as they were taken."""
+        last = {d.token: d.place.step for d in decisions if d.place is not None}
+        values: dict[RungPlace, float | None] = {}
+        for climb in climbs.climbs:
+            if climb.token in last and climb.before in (None, last[climb.token]):
+                values.setdefault(climb.place, climb.value)
+        return self.record_rungs(climbs.stage_id, values, after=climbs.after)
 
     @abstractmethod
     def trials(self, study_id: int, query: TrialQuery) -> Page[Trial]:
@@ -64,10 +49,6 @@ class Rungs(Care):
         """See Store."""
         with self._lock:
             return dict(Counter(t.step for t in self._of(study_id).trials if (t.stage, t.state) == (stage, state)))
-
-    @abstractmethod
-    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
-        """See Store."""
 
     def record_rungs(self, stage_id: int, values: Mapping[RungPlace, float | None], *, after: int) -> list[RungEntry]:
         """See Store."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from hpsearch.errors import Conflict, InvalidInput, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Asking, Page, Table, TrialQuery, WorkerHello
+from hpsearch.store import Asking, Page, Table, TrialQuery
 from hpsearch.study import (
     Acknowledgement,
     Border,
@@ -327,37 +327,16 @@ class SqlStore:
 
     # -- leases -----------------------------------------------------------------------------------------------
 
-    def lease(
-        self,
-        worker: WorkerHello,
-        capacity: int,
-        *,
-        now: datetime,
-        ttl: timedelta,
-        study: str | None = None,
-        kinds: Iterable[str] | None = None,
-        max_lost: int = 3,
-    ) -> list[Lease]:
-        """See Store."""
-        wanted = None if kinds is None else tuple(kinds)
-        return self.lease_all([Asking(worker, capacity, study, wanted)], now=now, ttl=ttl, max_lost=max_lost)[0]
-
-    def lease_all(
-        self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3
-    ) -> list[list[Lease]]:
+    def lease(self, asked: Sequence[Asking], *, now: datetime, ttl: timedelta, max_lost: int = 3) -> list[list[Lease]]:
         """See Store."""
         terms = leases.Terms(now, ttl, max_lost)
         return self._database.write(lambda connection: leases.lease(connection, asked, terms))
 
-    def report(self, worker: str, reports: Sequence[Report], *, now: datetime, ttl: timedelta) -> list[Decision]:
-        """See Store."""
-        return self.report_at_rungs([worker], reports, [], now=now, ttl=ttl)[0]
-
-    def report_at_rungs(
+    def report(
         self,
-        workers: Sequence[str],
+        workers: Set[str],
         reports: Sequence[Report],
-        climbs: Sequence[Climbs],
+        climbs: Sequence[Climbs] = (),
         *,
         now: datetime,
         ttl: timedelta,
@@ -375,11 +354,7 @@ class SqlStore:
         """See Store."""
         return self._database.read(lambda connection: results.held(connection, tokens))
 
-    def finish(self, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
-        """See Store."""
-        return self.finish_all([worker], results, now=now)
-
-    def finish_all(self, workers: Sequence[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
         """See Store."""
         check_results(results)
 

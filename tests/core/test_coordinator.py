@@ -13,7 +13,7 @@ from hpsearch.space import Params
 from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import Asking, TrialQuery, WorkerHello, all_trials
 from hpsearch.study import StageState, StudyState
-from hpsearch.testing import MemoryStore
+from hpsearch.testing import MemoryStore, alone
 from hpsearch.trial import Report, Result, Trial, TrialState
 
 TTL = timedelta(seconds=30)
@@ -262,7 +262,7 @@ def test_two_servers_open_the_next_stage_once(clock: Clock) -> None:
     one, two = Coordinator(store, clock=clock), Coordinator(store, clock=clock)
     one.submit(spec())
     for a in ask(one, 20):
-        store.finish("w", [Result(a.lease.token, TrialState.COMPLETED, 1.0)], now=clock())
+        alone.finish(store, "w", [Result(a.lease.token, TrialState.COMPLETED, 1.0)], now=clock())
     pending = store.stages_to_settle(max_failures=3)
     one.settle()
     for study, stage in pending:

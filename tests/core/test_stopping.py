@@ -29,7 +29,7 @@ from hpsearch.search.stopping import (
 from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import TrialQuery, WorkerHello, all_trials
 from hpsearch.study import Stage, StudyState
-from hpsearch.testing import MemoryStore
+from hpsearch.testing import MemoryStore, alone
 from hpsearch.trial import Report, Result, Trial, TrialState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -356,7 +356,7 @@ def test_the_stage_is_not_over_while_something_is_to_be_promoted() -> None:
         (decision,) = bench.server.report("w", [Report(a.lease.token, 1, {"score": -a.lease.trial / 10})])
         assert decision.action == "stop", "of one, of two; of three the first is the best, which is on its way out"
     results = [Result(a.lease.token, TrialState.PRUNED) for a in leases]
-    bench.store.finish("w", results, now=NOW)  # as of a server that died before it came to promote
+    alone.finish(bench.store, "w", results, now=NOW)  # as of a server that died before it came to promote
     assert bench.stage().is_done
     bench.server.tick()
     assert bench.store.study("s").state is StudyState.RUNNING

@@ -18,6 +18,7 @@ from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, S
 from hpsearch.spec import parse_study
 from hpsearch.store import Store, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, StudyState
+from hpsearch.testing import alone
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_storage import open_store
 from hpsearch_storage.engine import Database
@@ -288,7 +289,7 @@ def test_nothing_given_makes_the_driver_speak(store: Store) -> None:
     stage = store.stages(study.id)[0]
     store.add_trials(stage.id, 0, [{"x": 0.5}] * 2, now=NOW)
     hello = WorkerHello("w", "s", {})
-    token = store.lease(hello, 1, now=NOW, ttl=TTL, study="a")[0].token
+    token = alone.lease(store, hello, 1, now=NOW, ttl=TTL, study="a")[0].token
 
     def with_text(bad: str) -> list[Callable[[], object]]:
         return [
@@ -298,14 +299,14 @@ def test_nothing_given_makes_the_driver_speak(store: Store) -> None:
             lambda: store.trials(study.id, TrialQuery(sort=f"params.{bad}")),
             lambda: store.trials(study.id, TrialQuery(after=bad)),
             lambda: store.studies(limit=1, after=bad),
-            lambda: store.lease(WorkerHello(bad, "s", {}), 1, now=NOW, ttl=TTL),
-            lambda: store.lease(WorkerHello("v", bad, {bad: bad}), 1, now=NOW, ttl=TTL),
-            lambda: store.lease(hello, 1, now=NOW, ttl=TTL, study=bad),
-            lambda: store.lease(hello, 1, now=NOW, ttl=TTL, kinds=[bad]),
+            lambda: alone.lease(store, WorkerHello(bad, "s", {}), 1, now=NOW, ttl=TTL),
+            lambda: alone.lease(store, WorkerHello("v", bad, {bad: bad}), 1, now=NOW, ttl=TTL),
+            lambda: alone.lease(store, hello, 1, now=NOW, ttl=TTL, study=bad),
+            lambda: alone.lease(store, hello, 1, now=NOW, ttl=TTL, kinds=[bad]),
             lambda: store.stages_with_room(study=bad, kinds=[bad]),
-            lambda: store.report(bad, [Report(bad)], now=NOW, ttl=TTL),
-            lambda: store.report("w", [Report(token, 1, {bad: 1.0})], now=NOW, ttl=TTL),
-            lambda: store.finish("w", [Result(bad, TrialState.FAILED)], now=NOW),
+            lambda: alone.report(store, bad, [Report(bad)], now=NOW, ttl=TTL),
+            lambda: alone.report(store, "w", [Report(token, 1, {bad: 1.0})], now=NOW, ttl=TTL),
+            lambda: alone.finish(store, "w", [Result(bad, TrialState.FAILED)], now=NOW),
             lambda: store.release("w", [bad], now=NOW),
             lambda: store.add_trials(stage.id, 2, [{"x": bad}], now=NOW),
             lambda: store.add_finished(stage.id, [({bad: 1}, TrialState.FAILED, None)], now=NOW),
@@ -323,9 +324,9 @@ def test_nothing_given_makes_the_driver_speak(store: Store) -> None:
             lambda: store.events(study.id, after=0, limit=big),
             lambda: store.trials(study.id, TrialQuery(limit=big)),
             lambda: store.studies(limit=big),
-            lambda: store.lease(hello, big, now=NOW, ttl=TTL, study="a"),
-            lambda: store.report("w", [Report(token, big)], now=NOW, ttl=TTL),
-            lambda: store.report("w", [Report(token, 1, {"loss": big})], now=NOW, ttl=TTL),
+            lambda: alone.lease(store, hello, big, now=NOW, ttl=TTL, study="a"),
+            lambda: alone.report(store, "w", [Report(token, big)], now=NOW, ttl=TTL),
+            lambda: alone.report(store, "w", [Report(token, 1, {"loss": big})], now=NOW, ttl=TTL),
             lambda: store.add_trials(big, 0, [{"x": 1}], now=NOW),
             lambda: store.add_trials(stage.id, 2, [{"x": big}], now=NOW),
             lambda: store.add_finished(stage.id, [({"x": 1}, TrialState.COMPLETED, big)], now=NOW),

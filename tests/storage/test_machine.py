@@ -28,7 +28,7 @@ from hpsearch.errors import Conflict
 from hpsearch.spec import parse_study
 from hpsearch.store import Store, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, StudyState
-from hpsearch.testing import MemoryStore
+from hpsearch.testing import MemoryStore, alone
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
 from hpsearch_storage import open_store
 from hpsearch_storage.maintenance import check
@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
     def lease(self, worker: str, session: str, n: int) -> None:
         model = self.model
         hello = WorkerHello(worker, session, {})
-        leases = self.store.lease(hello, n, now=self.now, ttl=TTL, study="a", max_lost=MAX_LOST)
+        leases = alone.lease(self.store, hello, n, now=self.now, ttl=TTL, study="a", max_lost=MAX_LOST)
         for token in model.running(worker):
             if model.held[token].session != session:
                 model.lose(token)
@@ -142,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
     def report(self, data: strategies.DataObject, step: int | None) -> None:
         model, token = self.model, self.token(data)
         value = data.draw(strategies.floats(allow_nan=False))
-        (decision,) = self.store.report("v", [Report(token, step, {"loss": value})], now=self.now, ttl=TTL)
+        (decision,) = alone.report(self.store, "v", [Report(token, step, {"loss": value})], now=self.now, ttl=TTL)
         held = model.held.get(token)
         if held is None or held.state is not AttemptState.RUNNING:
             assert decision.action is Action.ABANDON
@@ -160,7 +160,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=strategies.data(), state=ENDS, value=VALUES)
     def finish(self, data: strategies.DataObject, state: TrialState, value: float | None) -> None:
         model, token = self.model, self.token(data)
-        (outcome,) = self.store.finish("v", [Result(token, state, value)], now=self.now)
+        (outcome,) = alone.finish(self.store, "v", [Result(token, state, value)], now=self.now)
         held = model.held.get(token)
         if held is None or held.state not in (AttemptState.RUNNING, AttemptState.FINISHED):
             assert not outcome.accepted

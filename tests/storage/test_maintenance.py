@@ -19,6 +19,7 @@ from hpsearch.errors import Conflict, HpsearchError, InvalidInput, NotFound, Sto
 from hpsearch.spec import parse_study
 from hpsearch.store import Store, TrialQuery, WorkerHello
 from hpsearch.study import Border, NewStage, Study, StudyState
+from hpsearch.testing import alone
 from hpsearch.trial import Report, Result, RungPlace, TrialState
 from hpsearch_storage import backups, maintenance, open_store, study_files
 from hpsearch_storage.checking import check
@@ -40,17 +41,17 @@ def rich_study(store: Store, name: str = "a") -> Study:
     stage = store.stages(study.id)[0]
     assert store.add_trials(stage.id, 0, [{"x": k / 7} for k in range(8)], now=NOW)
     hello = WorkerHello("w", "s", {})
-    lost = store.lease(hello, 2, now=NOW, ttl=TTL, study=name)
-    store.report("w", [Report(lost[0].token, 1, {"loss": float("nan")})], now=NOW, ttl=TTL)
+    lost = alone.lease(store, hello, 2, now=NOW, ttl=TTL, study=name)
+    alone.report(store, "w", [Report(lost[0].token, 1, {"loss": float("nan")})], now=NOW, ttl=TTL)
     store.reap(now=NOW + 2 * TTL, max_lost=3)
-    store.finish("w", [Result(lost[0].token, TrialState.COMPLETED, 0.1)], now=NOW + 2 * TTL)
-    leases = store.lease(hello, 6, now=NOW + DAY, ttl=TTL, study=name)
+    alone.finish(store, "w", [Result(lost[0].token, TrialState.COMPLETED, 0.1)], now=NOW + 2 * TTL)
+    leases = alone.lease(store, hello, 6, now=NOW + DAY, ttl=TTL, study=name)
     for step in range(1, 31):
         told = [Report(lease.token, step, {"loss": lease.trial + 1 / step, "other": 1e-300}) for lease in leases]
-        store.report("w", told, now=NOW + DAY, ttl=TTL)
+        alone.report(store, "w", told, now=NOW + DAY, ttl=TTL)
     results = [Result(lease.token, TrialState.COMPLETED) for lease in leases[:4]]
     results.append(Result(leases[4].token, TrialState.DIVERGED, reason="exploded", verdicts=({"name": "diverged"},)))
-    store.finish("w", results, now=NOW + DAY)
+    alone.finish(store, "w", results, now=NOW + DAY)
     store.add_finished(stage.id, [({"x": 0.25}, TrialState.COMPLETED, 1e308)], now=NOW + DAY)
     store.record_rungs(stage.id, {RungPlace(0, 1, 2): 0.5, RungPlace(0, 1, 3): None}, after=0)
     store.acknowledge(study.id, Border("one", "x", "low"), "seen", now=NOW)
@@ -135,8 +136,8 @@ def test_a_study_that_runs_is_imported_paused(store: Store, url: str, tmp_path: 
     assert (again.state, store.attempts(copy.id, held[0])[-1].state) == (TrialState.QUEUED, "released")
     assert maintenance.check(url).faults == ()
     store.set_state(copy.id, StudyState.RUNNING, now=NOW + DAY)
-    lease = store.lease(WorkerHello("v", "s", {}), 1, now=NOW + DAY, ttl=TTL, study="b")[0]
-    assert store.finish("v", [Result(lease.token, TrialState.COMPLETED, 1.0)], now=NOW + DAY)[0].accepted
+    lease = alone.lease(store, WorkerHello("v", "s", {}), 1, now=NOW + DAY, ttl=TTL, study="b")[0]
+    assert alone.finish(store, "v", [Result(lease.token, TrialState.COMPLETED, 1.0)], now=NOW + DAY)[0].accepted
 
 
 def test_files_that_are_no_whole_study(store: Store, url: str, tmp_path: Path) -> None:

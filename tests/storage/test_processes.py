@@ -16,12 +16,13 @@ from stores import run_at_once
 _WORK = """
 from datetime import UTC, datetime, timedelta
 from hpsearch.store import WorkerHello
+from hpsearch.testing import alone
 from hpsearch.trial import Report, Result, TrialState
 store, now, ttl, done = hpsearch_storage.open_store(url), datetime(2026, 1, 1, tzinfo=UTC), timedelta(minutes=1), []
-while leases := store.lease(WorkerHello(f"w{i}", "s", {}), 3, now=now, ttl=ttl):
+while leases := alone.lease(store, WorkerHello(f"w{i}", "s", {}), 3, now=now, ttl=ttl):
     reports = [Report(lease.token, 1, {"val_accuracy": lease.trial / 100}) for lease in leases]
-    store.report(f"w{i}", reports, now=now, ttl=ttl)
-    outcomes = store.finish(f"w{i}", [Result(lease.token, TrialState.COMPLETED) for lease in leases], now=now)
+    alone.report(store, f"w{i}", reports, now=now, ttl=ttl)
+    outcomes = alone.finish(store, f"w{i}", [Result(lease.token, TrialState.COMPLETED) for lease in leases], now=now)
     assert all(outcome.accepted for outcome in outcomes), outcomes
     done += [(lease.study, lease.trial) for lease in leases]
     store.reap(now=now, max_lost=3)

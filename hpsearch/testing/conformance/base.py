@@ -12,6 +12,7 @@ from hpsearch.space import Params
 from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import Store, WorkerHello
 from hpsearch.study import NewStage, Stage, Study
+from hpsearch.testing import alone
 from hpsearch.trial import Lease, Trial, TrialState
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -83,7 +84,7 @@ class Base:
     def lease(self, store: Store, n: int = 1, worker: WorkerHello | None = None, **options: Any) -> list[Lease]:
         """Ask for trials at T0."""
         asked: dict[str, Any] = {"now": T0, "ttl": TTL} | options
-        return store.lease(worker or hello(), n, **asked)
+        return alone.lease(store, worker or hello(), n, **asked)
 
     def states(self, store: Store, study: Study) -> dict[TrialState, int]:
         """The counts of all stages together that are not zero."""

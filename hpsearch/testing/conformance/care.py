@@ -9,6 +9,7 @@ import pytest
 from hpsearch.errors import Conflict, NotFound
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import PreflightStatus, Study, StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, make_spec, new_stage
 from hpsearch.trial import Report, Result, StepMetrics, TrialState
 
@@ -99,7 +100,7 @@ class Care(Base):
     def test_what_is_held_comes_with_its_metrics(self, store: Store) -> None:
         study = self.create(store, queued=2)
         first, second = self.lease(store, 2)
-        store.report("w1", [Report(first.token, s, {METRIC: s / 10}) for s in (1, 2)], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(first.token, s, {METRIC: s / 10}) for s in (1, 2)], now=T0, ttl=TTL)
         store.release("w1", [second.token], now=T0)
         held = store.held([first.token, second.token, "nonsense"])
         assert list(held) == [first.token]
@@ -115,7 +116,7 @@ class Care(Base):
             Result(lease.token, TrialState.COMPLETED, 0.5, None, verdicts)
             for lease, verdicts in zip(leases, given, strict=True)
         ]
-        store.finish("w1", results, now=T0)
+        alone.finish(store, "w1", results, now=T0)
         assert [store.trial(study.id, n).verdicts for n in range(3)] == given
 
         def found(verdict: str) -> list[int]:
@@ -148,7 +149,7 @@ class Care(Base):
         assert store.logs.of_trial(study.id, first.trial) is None
         store.logs.keep({first.token: "a\nä", second.token: "b", "no-such-token": "c"})
         store.logs.keep({first.token: "more"})
-        store.finish("w1", [Result(first.token, TrialState.COMPLETED, 0.5)], now=T0)
+        alone.finish(store, "w1", [Result(first.token, TrialState.COMPLETED, 0.5)], now=T0)
         store.logs.keep({first.token: "too late"})
         assert [store.logs.of_trial(study.id, lease.trial) for lease in (first, second)] == ["more", "b"]
         with pytest.raises(NotFound):

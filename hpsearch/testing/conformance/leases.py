@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from hpsearch.store import Asking, Store, WorkerHello
 from hpsearch.study import StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
 
@@ -62,7 +63,7 @@ class Leases(Base):
         for name in ("a", "b"):
             self.create(store, name, queued=4)
         asked = [Asking(hello(f"w{i}"), n) for i, n in enumerate((2, 1, 1, 1))]
-        given = store.lease_all([*asked, Asking(hello("w9"), 5), Asking(hello("w8"), 1)], now=T0, ttl=TTL)
+        given = store.lease([*asked, Asking(hello("w9"), 5), Asking(hello("w8"), 1)], now=T0, ttl=TTL)
         found = [[(lease.study, lease.trial) for lease in leases] for leases in given]
         assert found == [
             [("a", 0), ("a", 1)],
@@ -78,10 +79,10 @@ class Leases(Base):
         for study in map(store.study, "ab"):
             assert self.states(store, study) == {TrialState.RUNNING: 4}
             assert len(self.events(store, study, "trial")) == 4
-        again = store.lease_all(asked, now=T0 + SECOND, ttl=TTL)
+        again = store.lease(asked, now=T0 + SECOND, ttl=TTL)
         assert [lease.token for leases in again for lease in leases] == tokens[:5]
         assert {lease.expires_at for leases in again for lease in leases} == {T0 + SECOND + TTL}
-        assert store.lease_all([], now=T0, ttl=TTL) == []
+        assert store.lease([], now=T0, ttl=TTL) == []
 
     def test_several_workers_at_once_with_different_wishes(self, store: Store) -> None:
         self.create(store, "a", queued=3)
@@ -94,7 +95,7 @@ class Leases(Base):
             Asking(hello("w3"), 2, kinds=("train", "external")),
             Asking(hello("w1"), 2, study="x"),
         ]
-        given = store.lease_all(asked, now=T0, ttl=TTL)
+        given = store.lease(asked, now=T0, ttl=TTL)
         assert [[(lease.study, lease.trial) for lease in leases] for leases in given] == [
             [("x", 0)],
             [],
@@ -109,7 +110,7 @@ class Leases(Base):
         self.create(store, trials=9, queued=9)
 
         def ask(capacity: int, share: int) -> list[int]:
-            return self.numbers(store.lease_all([Asking(hello(), capacity, share=share)], now=T0, ttl=TTL)[0])
+            return self.numbers(store.lease([Asking(hello(), capacity, share=share)], now=T0, ttl=TTL)[0])
 
         assert ask(8, 0) == []
         assert ask(8, 2) == [0, 1]
@@ -177,7 +178,7 @@ class Leases(Base):
         assert second.state is AttemptState.RUNNING
         states = [event["state"] for event in self.events(store, study, "trial") if event["number"] == 0]
         assert states == ["running", "queued", "running"]
-        assert store.report("w1", [Report(old[0].token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
+        assert alone.report(store, "w1", [Report(old[0].token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
 
     def test_a_trial_that_kills_its_worker_ends(self, store: Store) -> None:
         study = self.create(store, queued=2)
@@ -202,7 +203,7 @@ class Leases(Base):
         (attempt,) = store.attempts(study.id, 0)
         assert (attempt.state, attempt.ended_at, bool(attempt.reason)) == (AttemptState.LOST, T0 + TTL, True)
         assert store.trial(other.id, 0).state is TrialState.RUNNING
-        assert store.report("w1", [Report(lease.token)], now=T0 + TTL, ttl=TTL)[0].action is Action.ABANDON
+        assert alone.report(store, "w1", [Report(lease.token)], now=T0 + TTL, ttl=TTL)[0].action is Action.ABANDON
         (lease,) = self.lease(store, 1, study="a", now=T0 + TTL)
         assert (lease.trial, lease.attempt) == (0, 2)
         assert store.trial(study.id, 0).reason is None
@@ -223,20 +224,20 @@ class Leases(Base):
     def test_a_report_renews(self, store: Store) -> None:
         study = self.create(store, queued=2)
         first, second = self.lease(store, 2)
-        store.report("w1", [Report(first.token)], now=T0 + 20 * SECOND, ttl=TTL)
+        alone.report(store, "w1", [Report(first.token)], now=T0 + 20 * SECOND, ttl=TTL)
         assert store.attempts(study.id, 0)[0].expires_at == T0 + 20 * SECOND + TTL
         assert store.reap(now=T0 + TTL, max_lost=9) == [study.id]
         assert store.trial(study.id, 0).state is TrialState.RUNNING
         assert store.trial(study.id, 1).state is TrialState.QUEUED
         late = T0 + timedelta(hours=5)
-        decisions = store.report("w1", [Report(first.token), Report(second.token)], now=late, ttl=TTL)
+        decisions = alone.report(store, "w1", [Report(first.token), Report(second.token)], now=late, ttl=TTL)
         assert [d.action for d in decisions] == [Action.CONTINUE, Action.ABANDON], "past expiry, but nobody reaped it"
         assert store.reap(now=late, max_lost=9) == []
 
     def test_release(self, store: Store) -> None:
         study = self.create(store, queued=2)
         first, second = self.lease(store, 2)
-        store.finish("w1", [Result(second.token, TrialState.COMPLETED, 0.5)], now=T0)
+        alone.finish(store, "w1", [Result(second.token, TrialState.COMPLETED, 0.5)], now=T0)
         outcomes = store.release("w1", [first.token, second.token, "nonsense"], now=T0 + SECOND)
         assert [(o.token, o.accepted, bool(o.reason)) for o in outcomes] == [
             (first.token, True, False),
@@ -251,13 +252,13 @@ class Leases(Base):
         assert (again.trial, again.attempt) == (0, 2)
         assert store.reap(now=T0 + TTL, max_lost=2) == [study.id]
         assert store.trial(study.id, 0).state is TrialState.QUEUED, "one was lost; the released one does not count"
-        assert store.report("w1", [Report(first.token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
+        assert alone.report(store, "w1", [Report(first.token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
 
     def test_workers(self, store: Store) -> None:
         self.create(store, queued=3)
         self.lease(store, 2, hello("w1"))
         (lease,) = self.lease(store, 1, hello("w2"), now=T0 + SECOND)
-        store.report("stranger", [], now=T0, ttl=TTL)
+        alone.report(store, "stranger", [], now=T0, ttl=TTL)
         second, first = store.workers()
         assert (second.name, second.first_seen, second.last_seen, second.n_leases) == (
             "w2",
@@ -266,8 +267,8 @@ class Leases(Base):
             1,
         )
         assert (first.name, first.info, first.n_leases) == ("w1", {"host": "here"}, 2)
-        store.report("w1", [], now=T0 + 2 * SECOND, ttl=TTL)
-        store.finish("w2", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + SECOND)
+        alone.report(store, "w1", [], now=T0 + 2 * SECOND, ttl=TTL)
+        alone.finish(store, "w2", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + SECOND)
         first, second = store.workers()
         assert (first.name, first.first_seen, first.last_seen) == ("w1", T0, T0 + 2 * SECOND)
         assert second.n_leases == 0
@@ -278,23 +279,25 @@ class Leases(Base):
 
     def test_several_workers_are_heard_of_at_once(self, store: Store) -> None:
         self.create(store, queued=2)
-        given = store.lease_all([Asking(hello(name), 1) for name in ("w2", "w1")], now=T0, ttl=TTL)
+        given = store.lease([Asking(hello(name), 1) for name in ("w2", "w1")], now=T0, ttl=TTL)
         one, other = (leases[0].token for leases in given)
         reports = [Report(other, 1, {METRIC: 0.5}), Report("none", 1), Report(one, 2, {METRIC: 0.5})]
-        decisions, _ = store.report_at_rungs(["w1", "w2", "w1"], reports, [], now=T0 + SECOND, ttl=TTL)
+        decisions, _ = store.report({"w1", "w2"}, reports, [], now=T0 + SECOND, ttl=TTL)
         assert [d.action for d in decisions] == [Action.CONTINUE, Action.ABANDON, Action.CONTINUE]
         assert [d.place and d.place.trial for d in decisions] == [1, None, 0]
         assert [(w.name, w.last_seen) for w in store.workers()] == [("w1", T0 + SECOND), ("w2", T0 + SECOND)]
         results = [Result(one, TrialState.COMPLETED, 0.5), Result(other, TrialState.FAILED)]
-        outcomes = store.finish_all(["w2", "w1"], results, now=T0 + 2 * SECOND)
+        outcomes = store.finish({"w1", "w2"}, results, now=T0 + 2 * SECOND)
         assert [(o.token, o.accepted) for o in outcomes] == [(one, True), (other, True)]
         assert {w.last_seen for w in store.workers()} == {T0 + 2 * SECOND}
 
     def test_the_worker_alone_is_not_enough(self, store: Store) -> None:
         self.create(store, queued=1)
         self.lease(store)
-        assert store.report("w1", [Report("guess", 1, {METRIC: 1.0})], now=T0, ttl=TTL)[0].action is Action.ABANDON
-        assert not store.finish("w1", [Result("", TrialState.COMPLETED, 1.0)], now=T0)[0].accepted
+        assert (
+            alone.report(store, "w1", [Report("guess", 1, {METRIC: 1.0})], now=T0, ttl=TTL)[0].action is Action.ABANDON
+        )
+        assert not alone.finish(store, "w1", [Result("", TrialState.COMPLETED, 1.0)], now=T0)[0].accepted
 
     def test_demand_counts_what_waits_and_who_else_is_there(self, store: Store) -> None:
         self.create(store, queued=2)

@@ -10,6 +10,7 @@ from hpsearch.errors import NotFound
 from hpsearch.space import FloatParam
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import Acknowledgement, Border, StageState, StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, make_spec, new_stage
 from hpsearch.trial import Report, Result, TrialState
 
@@ -40,7 +41,7 @@ class Opening(Base):
         coarse, fine = store.stages(study.id)
         assert (coarse.state, coarse.counts[TrialState.CANCELLED]) == (StageState.COMPLETED, 4)
         assert fine.state == StageState.RUNNING
-        (outcome,) = store.finish("w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + SECOND)
+        (outcome,) = alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + SECOND)
         assert not outcome.accepted
         assert "fine" in (store.trial(study.id, 0).reason or "")
         assert self.states(store, other) == {TrialState.QUEUED: 1}
@@ -75,11 +76,11 @@ class Opening(Base):
         leases = self.lease(store, 3)
         steps = {0: 3, 1: 2, 2: 1}
         reports = [Report(lease.token, steps[lease.trial], {METRIC: 0.5}) for lease in leases]
-        store.report("w1", reports, now=T0, ttl=TTL)
+        alone.report(store, "w1", reports, now=T0, ttl=TTL)
         assert self.stage(store, study).n_epochs == 0
         results = [Result(leases[0].token, TrialState.COMPLETED), Result(leases[1].token, TrialState.DIVERGED)]
-        store.finish("w1", results, now=T0)
-        store.finish("w1", results, now=T0)
+        alone.finish(store, "w1", results, now=T0)
+        alone.finish(store, "w1", results, now=T0)
         assert self.stage(store, study).n_epochs == 5
         store.set_state(study.id, StudyState.CANCELLED, now=T0)
         assert self.stage(store, study).n_epochs == 6
@@ -90,16 +91,16 @@ class Opening(Base):
         assert store.add_trials(stage, 0, [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03}], now=T0, behind=[3, 3, 3])
         leases = self.lease(store, 3)
         begun = {0: 4, 1: 1, 2: 4}  # the second was trained anew
-        store.report("w1", [Report(x.token, begun[x.trial], {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
-        store.report("w1", [Report(x.token, 6, {METRIC: 0.5}) for x in leases[:2]], now=T0, ttl=TTL)
-        store.finish("w1", [Result(x.token, TrialState.COMPLETED) for x in leases], now=T0)
+        alone.report(store, "w1", [Report(x.token, begun[x.trial], {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(x.token, 6, {METRIC: 0.5}) for x in leases[:2]], now=T0, ttl=TTL)
+        alone.finish(store, "w1", [Result(x.token, TrialState.COMPLETED) for x in leases], now=T0)
         assert self.stage(store, study).n_epochs == 3 + 6 + 1
 
     def test_trials_by_steps_and_by_columns(self, store: Store) -> None:
         study = self.create(store, queued=3)
         leases = self.lease(store, 3)
-        store.report("w1", [Report(x.token, 1 + x.trial // 2, {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
-        store.finish("w1", [Result(x.token, TrialState.PRUNED, None, "late") for x in leases], now=T0 + SECOND)
+        alone.report(store, "w1", [Report(x.token, 1 + x.trial // 2, {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
+        alone.finish(store, "w1", [Result(x.token, TrialState.PRUNED, None, "late") for x in leases], now=T0 + SECOND)
         assert store.n_by_step(study.id, "coarse", TrialState.PRUNED) == {1: 2, 2: 1}
         assert store.n_by_step(study.id, "coarse", TrialState.COMPLETED) == {}
         table, after = store.table(study.id, TrialQuery(limit=2, sort="-number"))

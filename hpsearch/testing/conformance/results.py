@@ -9,6 +9,7 @@ import pytest
 from hpsearch.errors import InvalidInput
 from hpsearch.store import Store
 from hpsearch.study import StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.trial import Action, AttemptState, Report, Result, StepMetrics, TrialState
 
@@ -22,7 +23,7 @@ class Results(Base):
         values = {METRIC: 0.1 + 0.2, "ä b.c": 5e-324, "max": 1.7976931348623157e308, "zero": -0.0, "one": 1.0}
         odd = {METRIC: math.nan, "up": math.inf, "down": -math.inf}
         reports = [Report(second.token, 1, odd), Report(first.token, 2, {}), Report(first.token, 1, values)]
-        decisions = store.report("w1", reports, now=T0, ttl=TTL)
+        decisions = alone.report(store, "w1", reports, now=T0, ttl=TTL)
         assert [(d.token, d.action, d.reason) for d in decisions] == [(r.token, Action.CONTINUE, None) for r in reports]
         one, empty, last = store.metrics(study.id, [1, 0, 0])
         assert one == StepMetrics(0, 1, values)
@@ -38,10 +39,10 @@ class Results(Base):
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
         reports = [Report(lease.token, 1, {METRIC: 0.1, "x": 1.0}), Report(lease.token, 1, {METRIC: 0.2})]
-        store.report("w1", reports, now=T0, ttl=TTL)
+        alone.report(store, "w1", reports, now=T0, ttl=TTL)
         assert store.metrics(study.id, [0]) == [StepMetrics(0, 1, {METRIC: 0.2})]
-        store.report(
-            "w1", [Report(lease.token, 2, {METRIC: 0.4}), Report(lease.token, 1, {METRIC: 0.3})], now=T0, ttl=TTL
+        alone.report(
+            store, "w1", [Report(lease.token, 2, {METRIC: 0.4}), Report(lease.token, 1, {METRIC: 0.3})], now=T0, ttl=TTL
         )
         assert [m.values[METRIC] for m in store.metrics(study.id, [0])] == [0.3, 0.4]
         assert store.trial(study.id, 0).step == 2, "the last step, not the one reported last"
@@ -49,7 +50,7 @@ class Results(Base):
     def test_a_sign_of_life_has_no_step(self, store: Store) -> None:
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
-        assert store.report("w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.CONTINUE
+        assert alone.report(store, "w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.CONTINUE
         assert store.metrics(study.id, [0]) == []
         assert store.trial(study.id, 0).step == 0
         assert len(self.events(store, study, "trial")) == 1, "a report is no change of state"
@@ -60,7 +61,7 @@ class Results(Base):
         store.reap(now=T0 + TTL, max_lost=3)
         (held,) = self.lease(store, 1, hello("w2"), now=T0 + TTL)
         reports = [Report(lost.token, 1, {METRIC: 0.9}), Report("nonsense", 1, {METRIC: 0.8})]
-        decisions = store.report("w1", reports, now=T0 + TTL + SECOND, ttl=TTL)
+        decisions = alone.report(store, "w1", reports, now=T0 + TTL + SECOND, ttl=TTL)
         assert [(d.action, bool(d.reason)) for d in decisions] == [(Action.ABANDON, True)] * 2
         assert store.metrics(study.id, [0]) == []
         assert store.attempts(study.id, 0)[1].expires_at == held.expires_at
@@ -69,20 +70,20 @@ class Results(Base):
         study = self.create(store, queued=1)
         (first,) = self.lease(store)
         steps = [Report(first.token, step, {METRIC: step / 10}) for step in (1, 2, 3)]
-        store.report("w1", steps, now=T0, ttl=TTL)
+        alone.report(store, "w1", steps, now=T0, ttl=TTL)
         store.release("w1", [first.token], now=T0)
         (second,) = self.lease(store)
         assert [m.step for m in store.metrics(study.id, [0])] == [1, 2, 3]
-        store.report("w1", [Report(second.token), Report(second.token, 2, {METRIC: 0.9})], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(second.token), Report(second.token, 2, {METRIC: 0.9})], now=T0, ttl=TTL)
         assert [(m.step, m.values[METRIC]) for m in store.metrics(study.id, [0])] == [(1, 0.1), (2, 0.9)]
         assert store.trial(study.id, 0).step == 2
-        store.finish("w1", [Result(second.token, TrialState.COMPLETED)], now=T0)
+        alone.finish(store, "w1", [Result(second.token, TrialState.COMPLETED)], now=T0)
         assert store.trial(study.id, 0).value == 0.9
 
     def test_finish(self, store: Store) -> None:
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
-        outcomes = store.finish("w1", [Result(lease.token, TrialState.COMPLETED, 0.1 + 0.2)], now=T0 + SECOND)
+        outcomes = alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, 0.1 + 0.2)], now=T0 + SECOND)
         assert [(o.token, o.accepted, o.reason) for o in outcomes] == [(lease.token, True, None)]
         trial = store.trial(study.id, 0)
         assert (trial.state, trial.value, trial.reason) == (TrialState.COMPLETED, 0.30000000000000004, None)
@@ -103,14 +104,14 @@ class Results(Base):
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
         results = [Result(lease.token, TrialState.COMPLETED, 0.5), Result(lease.token, TrialState.FAILED)]
-        assert [o.accepted for o in store.finish("w1", results, now=T0)] == [True, True]
+        assert [o.accepted for o in alone.finish(store, "w1", results, now=T0)] == [True, True]
         before = (store.trial(study.id, 0), store.attempts(study.id, 0), store.last_event(study.id))
-        (outcome,) = store.finish("w1", [Result(lease.token, TrialState.COMPLETED, 0.9)], now=T0 + SECOND)
+        (outcome,) = alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, 0.9)], now=T0 + SECOND)
         assert (outcome.accepted, outcome.reason) == (True, None)
         assert (store.trial(study.id, 0), store.attempts(study.id, 0), store.last_event(study.id)) == before
         assert before[0].value == 0.5
         assert self.states(store, study) == {TrialState.COMPLETED: 1}
-        assert store.report("w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
+        assert alone.report(store, "w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.ABANDON
 
     def test_a_late_result_is_refused_and_noted(self, store: Store) -> None:
         study = self.create(store, queued=1)
@@ -118,7 +119,7 @@ class Results(Base):
         store.reap(now=T0 + TTL, max_lost=3)
         before = store.attempts(study.id, 0)[0]
         for _ in range(2):
-            (outcome,) = store.finish("w1", [Result(lost.token, TrialState.COMPLETED, 0.5)], now=T0 + TTL)
+            (outcome,) = alone.finish(store, "w1", [Result(lost.token, TrialState.COMPLETED, 0.5)], now=T0 + TTL)
             assert (outcome.accepted, bool(outcome.reason)) == (False, True)
         assert store.trial(study.id, 0).state is TrialState.QUEUED
         noted = store.attempts(study.id, 0)[0]
@@ -126,23 +127,23 @@ class Results(Base):
         assert noted.reason != before.reason
         assert (noted.reason or "").count("late result") == 1
         (held,) = self.lease(store, 1, hello("w2"), now=T0 + TTL)
-        assert not store.finish("w1", [Result(lost.token, TrialState.COMPLETED, 0.5)], now=T0 + TTL)[0].accepted
+        assert not alone.finish(store, "w1", [Result(lost.token, TrialState.COMPLETED, 0.5)], now=T0 + TTL)[0].accepted
         assert store.trial(study.id, 0).state is TrialState.RUNNING
-        assert store.finish("w2", [Result(held.token, TrialState.COMPLETED, 0.7)], now=T0 + TTL)[0].accepted
+        assert alone.finish(store, "w2", [Result(held.token, TrialState.COMPLETED, 0.7)], now=T0 + TTL)[0].accepted
         assert store.trial(study.id, 0).value == 0.7
-        (outcome,) = store.finish("w1", [Result("nonsense", TrialState.FAILED)], now=T0)
+        (outcome,) = alone.finish(store, "w1", [Result("nonsense", TrialState.FAILED)], now=T0)
         assert (outcome.token, outcome.accepted, bool(outcome.reason)) == ("nonsense", False, True)
 
     def test_a_result_past_expiry_counts_until_somebody_reaps(self, store: Store) -> None:
         self.create(store, queued=1)
         (lease,) = self.lease(store)
-        assert store.finish("w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + 9 * TTL)[0].accepted
+        assert alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0 + 9 * TTL)[0].accepted
 
     def test_a_paused_study_takes_results(self, store: Store) -> None:
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
         store.set_state(study.id, StudyState.PAUSED, now=T0)
-        assert store.finish("w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0)[0].accepted
+        assert alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, 0.5)], now=T0)[0].accepted
 
     @pytest.mark.parametrize(
         ("steps", "given", "state", "value"),
@@ -164,8 +165,8 @@ class Results(Base):
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
         reports = [Report(lease.token, step, {"x": 1.0} | ({} if v is None else {METRIC: v})) for step, v in steps]
-        store.report("w1", reports, now=T0, ttl=TTL)
-        assert store.finish("w1", [Result(lease.token, TrialState.COMPLETED, given)], now=T0)[0].accepted
+        alone.report(store, "w1", reports, now=T0, ttl=TTL)
+        assert alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, given)], now=T0)[0].accepted
         trial = store.trial(study.id, 0)
         assert (trial.state, trial.value) == (state, value)
         assert type(trial.value) is type(value)
@@ -188,8 +189,8 @@ class Results(Base):
     ) -> None:
         study = self.create(store, queued=1)
         (lease,) = self.lease(store)
-        store.report("w1", [Report(lease.token, 3, {METRIC: 0.25})], now=T0, ttl=TTL)
-        store.finish("w1", [Result(lease.token, state, given, "because")], now=T0)
+        alone.report(store, "w1", [Report(lease.token, 3, {METRIC: 0.25})], now=T0, ttl=TTL)
+        alone.finish(store, "w1", [Result(lease.token, state, given, "because")], now=T0)
         trial = store.trial(study.id, 0)
         assert (trial.state, trial.value, trial.step, trial.reason) == (state, value, 3, "because")
 
@@ -199,14 +200,14 @@ class Results(Base):
         first, second = self.lease(store, 2)
         results = [Result(first.token, TrialState.COMPLETED, 0.5), Result(second.token, state)]
         with pytest.raises(InvalidInput, match=state.value):
-            store.finish("w1", results, now=T0)
+            alone.finish(store, "w1", results, now=T0)
         assert self.states(store, study) == {TrialState.RUNNING: 2}, "whole or not at all"
 
     def test_many_at_once_over_two_studies(self, store: Store) -> None:
         studies = [self.create(store, name, queued=4) for name in ("a", "b")]
         leases = self.lease(store, 8)
-        store.report("w1", [Report(x.token, 1, {METRIC: x.trial / 8}) for x in leases], now=T0, ttl=TTL)
-        outcomes = store.finish("w1", [Result(x.token, TrialState.COMPLETED) for x in leases[1:]], now=T0)
+        alone.report(store, "w1", [Report(x.token, 1, {METRIC: x.trial / 8}) for x in leases], now=T0, ttl=TTL)
+        outcomes = alone.finish(store, "w1", [Result(x.token, TrialState.COMPLETED) for x in leases[1:]], now=T0)
         assert [o.token for o in outcomes] == [x.token for x in leases[1:]]
         assert self.states(store, studies[0]) == {TrialState.RUNNING: 1, TrialState.COMPLETED: 3}
         assert [store.trial(studies[1].id, n).value for n in range(4)] == [0.0, 0.125, 0.25, 0.375]

@@ -8,6 +8,7 @@ import pytest
 
 from hpsearch.store import Store
 from hpsearch.study import StageState, Study, StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
 from hpsearch.testing.conformance.threads import at_once
 from hpsearch.trial import Action, Climb, Climbs, Place, Report, Result, RungEntry, RungPlace, TrialState
@@ -25,18 +26,18 @@ class Rungs(Base):
         """A study whose ``n`` trials were all stopped at the first rung, with values 0.0, 0.1, …, and its stage."""
         study = self.create(store, trials=n, queued=n)
         leases = self.lease(store, n)
-        store.report("w1", [Report(x.token, 1, {METRIC: x.trial / 10}) for x in leases], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(x.token, 1, {METRIC: x.trial / 10}) for x in leases], now=T0, ttl=TTL)
         stage = self.stage(store, study).id
         store.record_rungs(stage, {at(x.trial): x.trial / 10 for x in leases}, after=0)
-        store.finish("w1", [Result(x.token, TrialState.PRUNED, None, "not yet") for x in leases], now=T0)
+        alone.finish(store, "w1", [Result(x.token, TrialState.PRUNED, None, "not yet") for x in leases], now=T0)
         return study, stage
 
     def test_a_report_tells_where_its_trial_belongs(self, store: Store) -> None:
         study = self.create(store, queued=2)
         first, second = self.lease(store, 2)
-        store.report("w1", [Report(first.token, 4, {METRIC: 0.5})], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(first.token, 4, {METRIC: 0.5})], now=T0, ttl=TTL)
         reports = [Report(first.token, 5, {}), Report(first.token, 6, {}), Report(second.token), Report("nonsense")]
-        decisions = store.report("w1", reports, now=T0, ttl=TTL)
+        decisions = alone.report(store, "w1", reports, now=T0, ttl=TTL)
         place = Place(study.id, "a", "coarse", 0, 4)
         assert [d.place for d in decisions] == [place, place, Place(study.id, "a", "coarse", 1, 0), None]
         assert decisions[3].action is Action.ABANDON
@@ -61,7 +62,7 @@ class Rungs(Base):
         stage = self.stage(store, study).id
         first, second, third = self.lease(store, 3)
         store.release("w1", [third.token], now=T0)
-        store.report("w1", [Report(first.token, 2, {METRIC: 0.5})], now=T0, ttl=TTL)
+        alone.report(store, "w1", [Report(first.token, 2, {METRIC: 0.5})], now=T0, ttl=TTL)
         climbs = [
             Climb(first.token, at(0, step=3), 0.25, before=2),
             Climb(second.token, at(1, step=3), 0.75, before=2),
@@ -72,13 +73,13 @@ class Rungs(Base):
         ]
         reports = [Report(x.token, 3, {METRIC: 0.5}) for x in (first, second, third)]
         asked = [Climbs(stage, 0, tuple(climbs)), Climbs(10**6, 0, (climbs[0],))]
-        decisions, (entries, nothing) = store.report_at_rungs("w1", reports, asked, now=T0, ttl=TTL)
+        decisions, (entries, nothing) = store.report({"w1"}, reports, asked, now=T0, ttl=TTL)
         assert [d.action for d in decisions] == [Action.CONTINUE, Action.CONTINUE, Action.ABANDON]
         assert {e.place: e.value for e in entries} == {at(0, step=3): 0.25, at(1): None}, "of leases that hold, as told"
         assert nothing == []
         assert [m.step for m in store.metrics(study.id, [0, 1])] == [2, 3, 3]
         again = [Climbs(stage, entries[-1].seq, (Climb(first.token, at(0, step=3), 0.75),))]
-        assert store.report_at_rungs("w1", reports, again, now=T0, ttl=TTL)[1] == [[]], "the first value counts"
+        assert store.report({"w1"}, reports, again, now=T0, ttl=TTL)[1] == [[]], "the first value counts"
         assert store.record_rungs(stage, {}, after=0) == entries
 
     def test_a_running_trial_that_passes_is_marked(self, store: Store) -> None:
@@ -107,9 +108,9 @@ class Rungs(Base):
         assert not store.stages_to_settle(max_failures=3)
         (lease,) = self.lease(store, 1, hello("w2"))
         assert (lease.trial, lease.attempt, lease.step) == (2, 2, 1)
-        store.report("w2", [Report(lease.token, 2, {METRIC: 0.5})], now=T0, ttl=TTL)
+        alone.report(store, "w2", [Report(lease.token, 2, {METRIC: 0.5})], now=T0, ttl=TTL)
         assert [m.step for m in store.metrics(study.id, [2])] == [1, 2], "its curve goes on"
-        assert store.finish("w2", [Result(lease.token, TrialState.PRUNED)], now=T0)[0].accepted
+        assert alone.finish(store, "w2", [Result(lease.token, TrialState.PRUNED)], now=T0)[0].accepted
         assert store.let_on(stage, [], promoted={at(2): "again"}, now=T0) == [], "once for a rung"
         assert store.trial(study.id, 2).value == 0.5
 
@@ -120,7 +121,7 @@ class Rungs(Base):
         assert store.let_on(stage, [], promoted={at(0): "too early"}, now=T0) == []
         assert not store.record_rungs(stage, {}, after=0)[0].went_on
         (lease,) = self.lease(store)
-        store.finish("w1", [Result(lease.token, TrialState.FAILED, None, "boom")], now=T0)
+        alone.finish(store, "w1", [Result(lease.token, TrialState.FAILED, None, "boom")], now=T0)
         assert store.let_on(stage, [], promoted={at(0): "too late"}, now=T0) == []
         assert store.record_rungs(stage, {}, after=0)[0].went_on
         assert store.trial(study.id, 0).reason == "boom"

@@ -10,6 +10,7 @@ from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import FloatParam
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import StageState, StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import SECOND, T0, TTL, Base, hello, make_spec, new_stage
 from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
 
@@ -117,7 +118,7 @@ class Studies(Base):
         assert store.study("a") == paused
         assert self.numbers(self.lease(store, 2)) == [0], "what a worker holds it keeps; nothing new is given out"
         assert store.stages_with_room() == []
-        assert store.report("w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.CONTINUE
+        assert alone.report(store, "w1", [Report(lease.token)], now=T0, ttl=TTL)[0].action is Action.CONTINUE
         resumed = store.set_state(study.id, StudyState.RUNNING, now=T0)
         assert (resumed.state, resumed.reason) == (StudyState.RUNNING, None)
         assert self.numbers(self.lease(store, 2)) == [0, 1]
@@ -145,7 +146,7 @@ class Studies(Base):
     def test_cancel_ends_what_is_open(self, store: Store) -> None:
         study = self.create(store, queued=3)
         done, held = self.lease(store, 2)
-        store.finish("w1", [Result(done.token, TrialState.COMPLETED, 0.5)], now=T0)
+        alone.finish(store, "w1", [Result(done.token, TrialState.COMPLETED, 0.5)], now=T0)
         store.set_state(study.id, StudyState.CANCELLED, now=T0 + SECOND)
         assert self.states(store, study) == {TrialState.COMPLETED: 1, TrialState.CANCELLED: 2}
         assert [store.trial(study.id, n).state.value for n in range(3)] == ["completed", "cancelled", "cancelled"]
@@ -157,9 +158,9 @@ class Studies(Base):
         assert (stage.state, stage.ended_at) == (StageState.CANCELLED, T0 + SECOND)
         assert self.lease(store, 5) == []
         assert store.stages_with_room() == []
-        (decision,) = store.report("w1", [Report(held.token, 1, {"val_accuracy": 1.0})], now=T0, ttl=TTL)
+        (decision,) = alone.report(store, "w1", [Report(held.token, 1, {"val_accuracy": 1.0})], now=T0, ttl=TTL)
         assert (decision.action, bool(decision.reason)) == (Action.ABANDON, True)
-        (outcome,) = store.finish("w1", [Result(held.token, TrialState.COMPLETED, 0.9)], now=T0)
+        (outcome,) = alone.finish(store, "w1", [Result(held.token, TrialState.COMPLETED, 0.9)], now=T0)
         assert (outcome.accepted, bool(outcome.reason)) == (False, True)
         assert store.trial(study.id, 1).state is TrialState.CANCELLED
         assert store.metrics(study.id, [1]) == []
@@ -182,9 +183,9 @@ class Studies(Base):
         study, other = self.create(store, "a", queued=2), self.create(store, "b", queued=1)
         leases = self.lease(store, 3)
         reports = [Report(lease.token, 1, {"val_accuracy": 0.5}) for lease in leases]
-        store.report("w1", reports, now=T0, ttl=TTL)
+        alone.report(store, "w1", reports, now=T0, ttl=TTL)
         store.delete_study(study.id)
-        decisions = store.report("w1", [Report(lease.token) for lease in leases], now=T0, ttl=TTL)
+        decisions = alone.report(store, "w1", [Report(lease.token) for lease in leases], now=T0, ttl=TTL)
         kept = [lease.study == "b" for lease in leases]
         assert [decision.action is Action.CONTINUE for decision in decisions] == kept
         assert sorted(kept) == [False, False, True]
@@ -255,7 +256,7 @@ class Studies(Base):
 
         def end(state: TrialState) -> None:
             (lease,) = self.lease(store, 1, study="a")
-            store.finish("w1", [Result(lease.token, state, 0.5)], now=T0)
+            alone.finish(store, "w1", [Result(lease.token, state, 0.5)], now=T0)
 
         self.create(store, "b", queued=4)
         end(TrialState.FAILED)
@@ -274,5 +275,5 @@ class Studies(Base):
         self.create(store, trials=4, queued=3)
         states = (TrialState.FAILED, TrialState.FAILED, TrialState.DIVERGED)
         results = [Result(lease.token, s) for lease, s in zip(self.lease(store, 3, hello()), states, strict=True)]
-        store.finish("w1", results, now=T0)
+        alone.finish(store, "w1", results, now=T0)
         assert store.stages_to_settle(max_failures=2) == []

@@ -10,6 +10,7 @@ from typing import TypeVar
 from hpsearch.errors import Conflict
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, T0, TTL, Base, hello, make_spec, new_stage
 from hpsearch.trial import Report, Result, TrialState
 
@@ -86,10 +87,10 @@ class Threads(Base):
 
         def work(i: int) -> list[tuple[str, int]]:
             done: list[tuple[str, int]] = []
-            while leases := store.lease(hello(f"w{i}"), 1 + i % 3, now=T0, ttl=TTL):
-                store.report(f"w{i}", [Report(x.token, 1, {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
+            while leases := alone.lease(store, hello(f"w{i}"), 1 + i % 3, now=T0, ttl=TTL):
+                alone.report(store, f"w{i}", [Report(x.token, 1, {METRIC: 0.5}) for x in leases], now=T0, ttl=TTL)
                 results = [Result(x.token, TrialState.COMPLETED) for x in leases]
-                assert all(outcome.accepted for outcome in store.finish(f"w{i}", results, now=T0))
+                assert all(outcome.accepted for outcome in alone.finish(store, f"w{i}", results, now=T0))
                 done += [(x.study, x.trial) for x in leases]
             return done
 
@@ -109,10 +110,12 @@ class Threads(Base):
                 store.reap(now=T0 + TTL, max_lost=1)
                 return []
             if i == 1:
-                store.report("w1", [Report(x.token, 1, {METRIC: 0.5}) for x in reversed(leases)], now=T0, ttl=TTL)
+                alone.report(
+                    store, "w1", [Report(x.token, 1, {METRIC: 0.5}) for x in reversed(leases)], now=T0, ttl=TTL
+                )
                 return []
             mine = [Result(x.token, TrialState.COMPLETED, 0.5) for x in leases[i - 2 :: 3]]
-            return [outcome.accepted for outcome in store.finish("w1", mine, now=T0)]
+            return [outcome.accepted for outcome in alone.finish(store, "w1", mine, now=T0)]
 
         accepted = sum(flag for flags in at_once(5, act) for flag in flags)
         counts = self.states(store, study)

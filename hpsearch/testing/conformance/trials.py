@@ -12,6 +12,7 @@ from hpsearch.errors import InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.store import Store, TrialQuery
 from hpsearch.study import StudyState
+from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, new_stage
 from hpsearch.trial import Report, Result, TrialState
 
@@ -122,8 +123,8 @@ class Trials(Base):
         values = [0.5, 0.1, math.nan, 0.5, -1.0, None, 0.1]
         for lease, value in zip(leases, values, strict=False):
             now = T0 + SECOND * (lease.trial % 3)
-            store.report("w1", [Report(lease.token, 9 - lease.trial, {"x": 1.0})], now=now, ttl=TTL)
-            store.finish("w1", [Result(lease.token, TrialState.COMPLETED, value)], now=now)
+            alone.report(store, "w1", [Report(lease.token, 9 - lease.trial, {"x": 1.0})], now=now, ttl=TTL)
+            alone.finish(store, "w1", [Result(lease.token, TrialState.COMPLETED, value)], now=now)
         return study.id
 
     @pytest.mark.parametrize(
