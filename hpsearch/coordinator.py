@@ -28,7 +28,7 @@ from hpsearch.stopper import Stopper
 from hpsearch.store import Asking, Store, WorkerHello
 from hpsearch.study import Border, Stage, StageState, Study, StudyState
 from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
-from hpsearch.verdicts import judge
+from hpsearch.verdicts import judge as verdicts_of
 
 T = TypeVar("T")
 Queued = tuple[str | None, tuple[str, ...] | None]
@@ -213,11 +213,12 @@ class Coordinator:
 
     def lease_all(self, asked: Sequence[Asking]) -> list[list[Assignment] | NotFound]:
         """Like :meth:`lease` for several workers, in order, at hardly more than the cost of one."""
-        missing = self._missing({asking.study for asking in asked if asking.study is not None})
-        leases = iter(self._lease([self._with_share(asking) for asking in asked if asking.study not in missing]))
+        found = self._lease([self._with_share(asking) for asking in asked])
+        pairs = list(zip(asked, found, strict=True))
+        missing = self._missing({asking.study for asking, leases in pairs if asking.study is not None and not leases})
         return [
-            missing[asking.study] if asking.study in missing else [self._assignment(lease) for lease in next(leases)]
-            for asking in asked
+            missing[asking.study] if asking.study in missing else [self._assignment(lease) for lease in leases]
+            for asking, leases in pairs
         ]
 
     def _missing(self, names: Iterable[str]) -> dict[str | None, NotFound]:
@@ -330,22 +331,25 @@ class Coordinator:
     def finish_all(self, calls: Sequence[tuple[str, Sequence[Result]]]) -> list[list[Outcome]]:
         """Like :meth:`finish` for several workers, in order, at hardly more than the cost of one."""
         results = [result for _, some in calls for result in some]
-        held = self.store.held([result.token for result in results])
-        judged = [self._judged(result, held.get(result.token)) for result in results]
-        outcomes = self.store.finish({worker for worker, _ in calls}, judged, now=self.clock())
-        stopped = [held[r.token] for r in judged if r.state is TrialState.PRUNED and r.token in held]
-        for study_id, study, stage in sorted({(trial.study_id, trial.study, trial.stage) for trial in stopped}):
+        stopped: set[tuple[int, str, str]] = set()
+
+        def judge(result: Result, trial: HeldTrial) -> Result:
+            judged = self._judged(result, trial)
+            if judged.state is TrialState.PRUNED:
+                stopped.add((trial.study_id, trial.study, trial.stage))
+            return judged
+
+        outcomes = self.store.finish({worker for worker, _ in calls}, results, judge, now=self.clock())
+        for study_id, study, stage in sorted(stopped):
             self.stopper.promote(study_id, study, stage)
         self.settle()
         self._changed()
         return _shared_out(outcomes, calls)
 
-    def _judged(self, result: Result, held: HeldTrial | None) -> Result:
-        if held is None:
-            return result
-        metric = self._spec(held.study, held.study_id).metric
-        verdicts = judge(held.steps, state=result.state, metric=metric.name, direction=metric.direction)
-        state = self.stopper.ends_as(held.study_id, held.study, held.stage, result.state)
+    def _judged(self, result: Result, trial: HeldTrial) -> Result:
+        metric = self._spec(trial.study, trial.study_id).metric
+        verdicts = verdicts_of(trial.steps, state=result.state, metric=metric.name, direction=metric.direction)
+        state = self.stopper.ends_as(trial.study_id, trial.study, trial.stage, result.state)
         return replace(result, state=state, verdicts=tuple(verdict.document() for verdict in verdicts))
 
     # -- preflight ----------------------------------------------------------------------------------------------

@@ -22,8 +22,10 @@ def _storable(text: str) -> str:
     return text
 
 
-StorableText = Annotated[str, AfterValidator(_storable)]
-Text = Annotated[StorableText, Field(min_length=1, max_length=200)]
+STORABLE = AfterValidator(_storable)
+"""Of a text; it comes after the text's length, which pydantic then looks at without calling Python."""
+StorableText = Annotated[str, STORABLE]
+Text = Annotated[str, Field(min_length=1, max_length=200), STORABLE]
 """A name or a short text that every store can hold."""
 
 
@@ -68,6 +70,8 @@ def faults_of(error: ValidationError, document: Any) -> list[Fault]:
             path.append(context["key"])
         elif item["type"] == "missing":
             msg = "this key is missing"
+        elif item["type"] == "extra_forbidden":
+            msg = "there is no such key here"
         elif item["type"] == "union_tag_invalid":
             tag = str(context["discriminator"]).strip("'")
             known = [t.strip(" '") for t in str(context["expected_tags"]).split(",")]

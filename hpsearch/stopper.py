@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from hpsearch.errors import NotFound
-from hpsearch.methods import Halving, MedianRule, NoStopping, Patience, Threshold
+from hpsearch.methods import EarlyStopping, Halving, MedianRule, NoStopping, Patience, Threshold
 from hpsearch.search.stopping import (
     Curve,
     Means,
@@ -98,10 +98,14 @@ class Stopper:
         self._lock = threading.Lock()
 
     def leased(self, leases: Sequence[Lease]) -> None:
-        """Remember which trial each token is of."""
+        """Remember which trial each token is of, where what it reports may be kept with others'."""
+        places = {
+            lease.token: Place(lease.study_id, lease.study, lease.stage, lease.trial, lease.step)
+            for lease in leases
+            if isinstance(self._rule(lease.study_id, lease.study, lease.stage), Halving | MedianRule)
+        }
         with self._lock:
-            for lease in leases:
-                self._places[lease.token] = Place(lease.study_id, lease.study, lease.stage, lease.trial, lease.step)
+            self._places.update(places)
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
 
@@ -114,7 +118,7 @@ class Stopper:
         ]
         plan = Plan()
         for key, items in _by_stage(said).items():
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFound):  # deleted just now
                 self._plan_stage(plan, *self._stage(*key), items)
         return plan
 
@@ -159,9 +163,9 @@ class Stopper:
         for ladder, new in zip(plan.ladders, entries, strict=True):
             ladder.take(new)
         said = [
-            _Said(index, decision.place, report)
-            for index, (report, decision) in enumerate(zip(reports, decisions, strict=True))
-            if report.step is not None and decision.place is not None
+            _Said(index, place, report)
+            for index, (report, (_, _, _, place)) in enumerate(zip(reports, decisions, strict=True))
+            if report.step is not None and place is not None and not isinstance(self._rule(*place[:3]), NoStopping)
         ]
         answers = list(decisions)
         promoted = False
@@ -170,13 +174,13 @@ class Stopper:
                 reasons, any_promoted = self._reasons(*self._stage(*key), items, plan)
                 promoted |= any_promoted
                 for index, reason in reasons.items():
-                    answers[index] = replace(answers[index], action=Action.STOP, reason=reason)
+                    answers[index] = answers[index]._replace(action=Action.STOP, reason=reason)
         return answers, promoted
 
     def _reasons(self, stage: Stage, metric: Metric, said: Sequence[_Said], plan: Plan) -> tuple[dict[int, str], bool]:
         """Answer → why its trial is to stop; and whether another was promoted."""
         rule, maximize = stage.spec.early_stopping, metric.direction == "maximize"
-        heard = [] if isinstance(rule, NoStopping) else _heard(stage, metric, said)
+        heard = _heard(stage, metric, said)
         if isinstance(rule, NoStopping) or not heard:
             return {}, False
         if isinstance(rule, Halving):
@@ -219,6 +223,13 @@ class Stopper:
         return ladder.promote(self._clock(), needs_one=needs_one)
 
     # -- what is kept -------------------------------------------------------------------------------------------
+
+    def _rule(self, study_id: int, study: str, stage: str) -> EarlyStopping:
+        """The rule of a stage; none of one that was deleted just now."""
+        try:
+            return self._stage(study_id, study, stage)[0].spec.early_stopping
+        except NotFound:
+            return NoStopping()
 
     def _read_stage(self, study_id: int, study: str, name: str) -> tuple[Stage, Metric]:
         """What never changes of a stage, and the metric of its study."""

@@ -17,7 +17,7 @@ from hpsearch.trial import (
     Attempt,
     Climbs,
     Decision,
-    HeldTrial,
+    Judge,
     Lease,
     Outcome,
     Report,
@@ -27,6 +27,7 @@ from hpsearch.trial import (
     StepMetrics,
     Trial,
     TrialState,
+    as_told,
 )
 
 T = TypeVar("T")
@@ -389,12 +390,10 @@ class Store(Protocol):
         """
         ...
 
-    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
-        """Token → trial with its metrics, of the leases that hold."""
-        ...
-
-    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
-        """End trials, with word from these workers.
+    def finish(
+        self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+    ) -> list[Outcome]:
+        """End trials, with word from these workers, as ``judge`` says of each whose lease holds.
 
         Accepted if the lease holds, or if this very attempt has finished its trial before (then nothing changes).
         Otherwise refused with a reason, and nothing changes but that the attempt's history says that a late result

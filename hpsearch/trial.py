@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hpsearch.space import Params
@@ -113,13 +115,12 @@ class Lease:
     """The last step that earlier attempts reported, 0 for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Metrics of one step, or (``step`` None) only a sign of life. Either renews the lease."""
 
     token: str
     step: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Action(StrEnum):
@@ -132,8 +133,7 @@ class Action(StrEnum):
     """The lease is not yours any more; a result would be refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a trial that was reported on belongs. ``step``: its last before this call, 0 for none."""
 
     study_id: int
@@ -143,8 +143,7 @@ class Place:
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The answer to one report. ``place`` is known while the lease holds."""
 
     token: str
@@ -225,6 +224,16 @@ class HeldTrial:
     stage: str
     trial: int
     steps: tuple[StepMetrics, ...]
+
+
+Judge = Callable[[Result, HeldTrial], Result]
+"""Says what a result means, from all that the trial reported; it may be asked again."""
+
+
+def as_told(result: Result, trial: HeldTrial) -> Result:
+    """The result itself."""
+    del trial
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,6 @@ class Heard:
         return result
 
     @property
-    def steps(self) -> list[tuple[int | None, dict[str, float]]]:
+    def steps(self) -> list[tuple[int | None, Mapping[str, float]]]:
         """What was reported."""
         return [(report.step, report.metrics) for report in self.reports]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, StrictBool, StrictFloat, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, StrictFloat, StrictInt
 
-from hpsearch.document import Document, StorableText, Text
+from hpsearch.document import STORABLE, Document, Text
 from hpsearch.space import MAX_INT, Value
 from hpsearch.trial import Action
 from hpsearch_api.models import Number, View
 
 WorkerName = Annotated[Text, Field(description="stable identity of the worker", examples=["gpu-box/0"])]
-Token = Annotated[StorableText, Field(max_length=100)]
-Reason = Annotated[StorableText, Field(max_length=2000)]
-MetricName = Annotated[StorableText, Field(min_length=1, max_length=200)]
+Token = Annotated[str, Field(max_length=100), STORABLE]
+Reason = Annotated[str, Field(max_length=2000), STORABLE]
+MetricName = Text
 
 
 class LeaseRequest(Document):
@@ -112,7 +112,13 @@ class Accepted(View):
     accepted: bool
 
 
-class ReportBody(Document):
+class _Item(BaseModel):
+    """Base of what comes by the dozen, from programs: of an unknown key no known one is named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReportBody(_Item):
     """Metrics of one step; without a step only a sign of life."""
 
     token: Token
@@ -141,7 +147,7 @@ class Decisions(View):
     decisions: list[DecisionView]
 
 
-class ResultBody(Document):
+class ResultBody(_Item):
     """How a trial ended; without a value the metric of its last report is taken."""
 
     token: Token
@@ -154,7 +160,7 @@ class LogBody(Document):
     """The end of what a trial wrote."""
 
     token: Token
-    text: Annotated[StorableText, Field(max_length=200_000)]
+    text: Annotated[str, Field(max_length=200_000), STORABLE]
 
 
 class LogRequest(Document):

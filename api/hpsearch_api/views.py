@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from hpsearch.advancing import Proposal
@@ -11,7 +13,7 @@ from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Space
 from hpsearch.study import Border, Preflight, Stage, Study, Worker
 from hpsearch.trial import Attempt, StepMetrics, Trial, TrialState
-from hpsearch_api import lease_models, models
+from hpsearch_api import models
 
 
 def study_view(coordinator: Coordinator, study: Study, *, flags: bool = True) -> dict[str, Any]:
@@ -196,32 +198,34 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _resume_view(assignment: Assignment) -> lease_models.ResumeView | None:
-    resume = assignment.resume_from
-    return None if resume is None else lease_models.ResumeView.model_validate(resume)
+def lease_views(assignments: Sequence[Assignment], lease_seconds: float) -> list[dict[str, Any]]:
+    """Leases as :class:`lease_models.LeaseView` has them; JSON but for the times."""
+    specs = {assignment.lease.study_id: assignment.spec for assignment in assignments}
+    told = {
+        study_id: {"objective": spec.objective.model_dump(mode="json"), "metric": spec.metric.model_dump(mode="json")}
+        for study_id, spec in specs.items()
+    }
+    return [_lease_view(each, lease_seconds) | told[each.lease.study_id] for each in assignments]
 
 
-def lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
-    """A lease as JSON-ready values."""
-    lease, spec = assignment.lease, assignment.spec
-    return lease_models.LeaseView(
-        study=lease.study,
-        stage=lease.stage,
-        trial=lease.trial,
-        attempt=lease.attempt,
-        token=lease.token,
-        expires_at=lease.expires_at,
-        params=lease.params,
-        epochs=lease.epochs,
-        folds=assignment.line.folds,
-        seeds=assignment.line.repeats,
-        seed=assignment.seed,
-        resume_from=_resume_view(assignment),
-        keep_stopped=assignment.n_kept[0],
-        keep_completed=assignment.n_kept[1],
-        objective=spec.objective.model_dump(mode="json"),
-        metric=spec.metric.model_dump(mode="json"),
-        study_seed=spec.seed,
-        data_seed=assignment.data_seed,
-        lease_seconds=lease_seconds,
-    ).model_dump(mode="json")
+def _lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
+    lease, spec, resume = assignment.lease, assignment.spec, assignment.resume_from
+    return {
+        "study": lease.study,
+        "stage": lease.stage,
+        "trial": lease.trial,
+        "attempt": lease.attempt,
+        "token": lease.token,
+        "expires_at": lease.expires_at,
+        "params": lease.params,
+        "epochs": lease.epochs,
+        "folds": assignment.line.folds,
+        "seeds": assignment.line.repeats,
+        "seed": assignment.seed,
+        "resume_from": None if resume is None else asdict(resume),
+        "keep_stopped": assignment.n_kept[0],
+        "keep_completed": assignment.n_kept[1],
+        "study_seed": spec.seed,
+        "data_seed": assignment.data_seed,
+        "lease_seconds": lease_seconds,
+    }

@@ -110,6 +110,7 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return seed if repeat == 0 else int(np.random.SeedSequence((seed, repeat)).generate_state(1, np.uint64)[0] >> 11)
 
 
+@lru_cache(maxsize=256)
 def data_seed(seed: int, stage: int) -> int:
     """The seed of a stage's order of minibatches, in [0, 2^53): one for all of its trials, so that they can share."""
     return int(stream(seed, stage, 0, Purpose.DATA).integers(2**53))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from hpsearch.store import Asking, Store, WorkerHello
-from hpsearch.trial import Decision, Lease, Outcome, Report, Result
+from hpsearch.trial import Decision, Judge, Lease, Outcome, Report, Result, as_told
 
 
 def lease(
@@ -30,6 +30,8 @@ def report(store: Store, worker: str, reports: Sequence[Report], *, now: datetim
     return store.report({worker}, reports, now=now, ttl=ttl)[0]
 
 
-def finish(store: Store, worker: str, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+def finish(
+    store: Store, worker: str, results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+) -> list[Outcome]:
     """End trials of one worker."""
-    return store.finish({worker}, results, now=now)
+    return store.finish({worker}, results, judge, now=now)

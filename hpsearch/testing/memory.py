@@ -22,6 +22,7 @@ from hpsearch.trial import (
     Climbs,
     Decision,
     HeldTrial,
+    Judge,
     Lease,
     Outcome,
     Place,
@@ -31,6 +32,7 @@ from hpsearch.trial import (
     StepMetrics,
     Trial,
     TrialState,
+    as_told,
 )
 
 
@@ -403,27 +405,17 @@ class MemoryStore(Rungs):
             kept.trials[item.trial] = replace(kept.trials[item.trial], step=item.step)
         return Decision(report.token, Action.CONTINUE, place=place)
 
-    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
-        """See Store."""
-        with self._lock:
-            found = {}
-            for item in (self._tries[token] for token in tokens if token in self._tries):
-                if item.holds:
-                    steps = tuple(self.metrics(item.study_id, [item.trial]))
-                    kept = self._kept[item.study_id]
-                    stage = kept.trials[item.trial].stage
-                    found[item.token] = HeldTrial(item.study_id, kept.study.name, stage, item.trial, steps)
-            return found
-
-    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    def finish(
+        self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+    ) -> list[Outcome]:
         """See Store."""
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
             raise InvalidInput(f"a trial cannot be finished as {wrong[0]!r}")
         with self._lock:
             self._seen(workers, now)
-            return [self._finish(result, now) for result in results]
+            return [self._finish(result, judge, now) for result in results]
 
-    def _finish(self, result: Result, now: datetime) -> Outcome:
+    def _finish(self, result: Result, judge: Judge, now: datetime) -> Outcome:
         item = self._tries.get(result.token)
         if item is not None and item.shown.state is AttemptState.FINISHED:
             return Outcome(result.token, accepted=True)
@@ -433,7 +425,9 @@ class MemoryStore(Rungs):
                 item.shown = replace(item.shown, reason=late)
             return Outcome(result.token, accepted=False, reason=why_not(item))
         kept = self._kept[item.study_id]
-        trial, value = kept.trials[item.trial], result.value
+        trial, steps = kept.trials[item.trial], tuple(self.metrics(item.study_id, [item.trial]))
+        result = judge(result, HeldTrial(item.study_id, kept.study.name, trial.stage, trial.number, steps))
+        value = result.value
         if value is None:
             value = kept.metrics.get(item.trial, {}).get(trial.step, {}).get(kept.study.spec.metric.name)
         state, value, reason = settle(result.state, value, result.reason)

@@ -112,7 +112,7 @@ def replay_trial(
     failed = [result.reason for result in kept.results if result.state is TrialState.FAILED]
     if failed:
         raise HpsearchError(f"trial {number} of {name} failed again: {failed[0]}")
-    epochs = [(r.step, recorded.get(r.step), r.metrics) for r in kept.reports if r.step is not None]
+    epochs = [(r.step, recorded.get(r.step), dict(r.metrics)) for r in kept.reports if r.step is not None]
     return Replayed(trial.params, epochs)
 
 

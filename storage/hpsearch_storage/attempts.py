@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import NamedTuple
 
@@ -20,8 +19,7 @@ from hpsearch_storage.trials import TrialRow
 _attempts = tables.attempts.c
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(NamedTuple):
     """An attempt as its row has it, with its trial."""
 
     id: int
@@ -41,6 +39,7 @@ class Reporting(NamedTuple):
     """What is read of an attempt that is reported on.
 
     Attributes:
+        state: the value of an :class:`AttemptState`.
         trial, trial_step, behind: number of its trial, its last step, and what it has behind it.
     """
 
@@ -49,7 +48,7 @@ class Reporting(NamedTuple):
     study_id: int
     number: int
     token: str
-    state: AttemptState
+    state: str
     step: int | None
     reason: str | None
     trial: int
@@ -64,7 +63,7 @@ class Reporting(NamedTuple):
         return self.trial_step if self.step is None else self.step
 
 
-_OWN = [field.name for field in fields(AttemptRow)][:-1]
+_OWN = AttemptRow._fields[:-1]
 _ROWS = f"""SELECT {", ".join(f"attempts.{name}" for name in _OWN)}, {trials.COLUMNS} FROM attempts
     JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id"""
 _STUDIES_OF_WORKERS = Statement(
@@ -121,9 +120,6 @@ _END = Statement(
 )
 
 
-_STATES = {state.value: state for state in AttemptState}
-
-
 def studies_of_workers(connection: Connection, workers: Iterable[str]) -> set[int]:
     """Ids of the studies that workers hold trials of. Nothing is locked."""
     return {row[0] for row in _STUDIES_OF_WORKERS.rows(connection, sorted(map(check_text, workers)))}
@@ -155,7 +151,7 @@ def reporting(connection: Connection, tokens: Iterable[str]) -> dict[str, Report
     """Token → attempt, for those that exist. They are locked, and their studies are, shared with other reports."""
     wanted = sorted({check_text(token) for token in tokens})
     rows = _REPORTING.rows(connection, wanted) if wanted else []
-    return {row[4]: Reporting(*row)._replace(state=_STATES[row[5]]) for row in rows}
+    return {row[4]: Reporting._make(row) for row in rows}
 
 
 def peek(connection: Connection, tokens: Iterable[str]) -> dict[str, AttemptRow]:

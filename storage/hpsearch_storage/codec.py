@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from hpsearch.errors import InvalidInput
 from hpsearch.space import Space
@@ -26,8 +26,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_SUSPICIOUS = re.compile(r"\\u0000|\d{19}")
-"""A NUL, or an integer that may need more than 64 bits."""
+_SUSPICIOUS = re.compile(r"\\u0000|(?<![.\d])\d{19}")
+"""A NUL, or an integer (no fraction) that may need more than 64 bits."""
 _SPACE: TypeAdapter[Space] = TypeAdapter(Space)
 
 
@@ -73,12 +73,21 @@ def decode(text: str) -> Any:
     return json.loads(text)
 
 
-def encode_metrics(values: dict[str, float]) -> str:
-    """Metrics of one step as JSON text. Raises InvalidInput for a number that is no float."""
+def encode_metrics(values: Mapping[str, float]) -> str:
+    """Metrics of one step as JSON text, as :func:`encode` writes them.
+
+    Raises:
+        InvalidInput: a number is no float, or a name is no text that a database keeps.
+    """
     try:
-        return encode({name: float(value) for name, value in values.items()})
+        floats = {name: float(value) for name, value in values.items()}
     except OverflowError:
         raise InvalidInput("a metric is an integer too large for a float: report a float") from None
+    try:
+        text = to_json(floats, inf_nan_mode="strings").decode()
+    except PydanticSerializationError:
+        return encode(floats)  # which says what is wrong with a name
+    return encode(floats) if "\\u0000" in text else text
 
 
 def decode_metrics(text: str) -> dict[str, float]:

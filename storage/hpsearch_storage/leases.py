@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -149,8 +149,8 @@ def _give_out(
 
 
 def _started(trial: TrialRow, worker: str, now: datetime) -> TrialRow:
-    return replace(
-        trial, state=TrialState.RUNNING, reason=None, worker=worker, n_attempts=trial.n_attempts + 1, started_at=now
+    return trial._replace(
+        state=TrialState.RUNNING, reason=None, worker=worker, n_attempts=trial.n_attempts + 1, started_at=now
     )
 
 
@@ -195,6 +195,6 @@ def _after_loss(row: AttemptRow, why: str, max_lost: int, now: datetime) -> Tria
     n_lost = row.trial.n_lost + 1
     reason = f"attempt {row.number} lost its worker {row.worker}: {why}"
     if n_lost < max_lost:
-        return replace(row.trial, state=TrialState.QUEUED, reason=reason, n_lost=n_lost)
+        return row.trial._replace(state=TrialState.QUEUED, reason=reason, n_lost=n_lost)
     reason = f"{n_lost} attempts lost their worker, the last one {row.worker}: {why}"
-    return replace(row.trial, state=TrialState.FAILED, reason=reason, n_lost=n_lost, ended_at=now)
+    return row.trial._replace(state=TrialState.FAILED, reason=reason, n_lost=n_lost, ended_at=now)

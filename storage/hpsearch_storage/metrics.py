@@ -11,7 +11,7 @@ from hpsearch_storage import tables
 from hpsearch_storage.codec import check_whole, chunks, decode_metrics, encode_metrics
 from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
 
-Steps = Mapping[tuple[int, int], dict[str, float]]
+Steps = Mapping[tuple[int, int], Mapping[str, float]]
 """(trial id, step) → values."""
 _PUT = Bulk(
     sqlite="""INSERT INTO metrics (trial_id, step, "values") VALUES (?, ?, ?)
@@ -19,10 +19,6 @@ _PUT = Bulk(
     postgres="""INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM {rows}
         ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values\"""",
     types={"trial_id": "bigint", "step": "bigint", "told": "text"},
-)
-_AT_STEPS = Statement(
-    """SELECT trial_id, step, "values" FROM metrics
-    WHERE trial_id = ANY (%s::bigint[]) AND step = ANY (%s::bigint[])"""
 )
 _OF_IDS = Statement(
     """SELECT trial_id, step, "values" FROM metrics WHERE trial_id = ANY (%s::bigint[]) ORDER BY trial_id, step"""
@@ -48,17 +44,6 @@ def drop_after(connection: Connection, last_steps: Mapping[int, int]) -> None:
             delete(tables.metrics).where(metrics.trial_id == bindparam("trial"), metrics.step > bindparam("last")),
             [{"trial": trial_id, "last": step} for trial_id, step in sorted(last_steps.items())],
         )
-
-
-def at_steps(connection: Connection, steps: Mapping[int, int]) -> dict[int, dict[str, float]]:
-    """Trial id → values, of one step of each trial, for those that reported it."""
-    found = {}
-    for some in chunks(sorted(steps)):
-        wanted = sorted({steps[trial_id] for trial_id in some})
-        for trial_id, step, values in _AT_STEPS.rows(connection, list(some), wanted):
-            if steps[trial_id] == step:
-                found[trial_id] = decode_metrics(values)
-    return found
 
 
 def of_trials(connection: Connection, study_id: int, numbers: Sequence[int]) -> list[StepMetrics]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ def _apply(connection: Connection, kept: Kept, patch: Patch, interned: Interned,
         _end(connection, writing, patch, kept.metric, now=now)
     elif state is not before:
         started_at = now if state is TrialState.RUNNING else writing.new.started_at
-        writing.new = replace(writing.new, state=state, started_at=started_at)
+        writing.new = writing.new._replace(state=state, started_at=started_at)
     event = _write(connection, writing, patch, now=now)
     what = "unchanged" if patch.get("state") == "RUNNING" and before is TrialState.RUNNING else "applied"
     return {**_outcome(what, kept, at=now if "state" in patch else None, event=event), "unfit": unfit}
@@ -182,7 +182,7 @@ def _set_params(
             raise InvalidInput(f"{value} is no value of the parameter {name!r}") from None
         kept[name] = [name, value, ids[name, text]]
     writing.document["params"] = list(chain.from_iterable(kept.values()))
-    writing.new = replace(writing.new, params=shown)
+    writing.new = writing.new._replace(params=shown)
     if new:
         grow(connection, writing.old.stage_id, new)
     return unfit
@@ -192,7 +192,7 @@ def _keep_steps(connection: Connection, writing: Writing, steps: Sequence[Sequen
     if steps:
         row = writing.new
         metrics.put(connection, {(row.id, step): {metric: float(value)} for step, value in steps})
-        writing.new = replace(row, step=max(row.step, *(step for step, _ in steps)))
+        writing.new = row._replace(step=max(row.step, *(step for step, _ in steps)))
 
 
 def _end(connection: Connection, writing: Writing, patch: Patch, metric: Metric, *, now: datetime) -> None:
@@ -229,7 +229,7 @@ def _ended(
     state, value, reason = results.settle(_STATES[name], value, None, metric=metric.name)
     verdicts = judge(steps, state=state, metric=metric.name, direction=metric.direction)
     noted = [asdict(verdict) for verdict in verdicts] or None
-    return replace(row, state=state, value=value, reason=reason, ended_at=ended_at, verdicts=noted)
+    return row._replace(state=state, value=value, reason=reason, ended_at=ended_at, verdicts=noted)
 
 
 def _write(connection: Connection, writing: Writing, patch: Patch, *, now: datetime) -> int | None:
@@ -339,7 +339,7 @@ def _take_number(connection: Connection, study_id: int) -> tuple[int, int, str, 
 def _insert(connection: Connection, row: TrialRow) -> TrialRow:
     times = (None if at is None else to_micros(at) for at in (row.created_at, row.started_at, row.ended_at))
     given = (row.study_id, row.stage_id, row.number, row.state.value, *times)
-    return replace(row, id=_ADD_TRIAL.rows(connection, *given)[0][0])
+    return row._replace(id=_ADD_TRIAL.rows(connection, *given)[0][0])
 
 
 def _fill(connection: Connection, writing: Writing, given: Patch, metric: str, interned: Interned) -> None:

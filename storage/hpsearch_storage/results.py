@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
@@ -17,11 +16,13 @@ from hpsearch.trial import (
     Climbs,
     Decision,
     HeldTrial,
+    Judge,
     Outcome,
     Place,
     Report,
     Result,
     RungPlace,
+    StepMetrics,
     TrialState,
 )
 from hpsearch_storage import attempts, metrics, rungs, studies, trials
@@ -66,7 +67,7 @@ def _steps_to_keep(
     connection: Connection, held: dict[str, Reporting], reports: Iterable[Report], expires_at: datetime
 ) -> list[Change]:
     """Keep metrics, the last step of each trial and attempt, and renew the leases."""
-    steps: dict[tuple[int, int], dict[str, float]] = {}
+    steps: dict[tuple[int, int], Mapping[str, float]] = {}
     last: dict[str, int | None] = {token: row.step for token, row in held.items()}
     begun: dict[str, int] = {}
     for item in reports:
@@ -87,29 +88,19 @@ def _steps_to_keep(
     ]
 
 
-def held(connection: Connection, tokens: Sequence[str]) -> dict[str, HeldTrial]:
-    """Token → trial with its metrics, of the leases that hold. Nothing is locked."""
-    rows = [row for row in attempts.peek(connection, tokens).values() if row.state == AttemptState.RUNNING]
-    names = studies.names(connection, {row.study_id for row in rows})
-    steps = metrics.of_ids(connection, {row.trial_id: row.trial.number for row in rows})
-    return {
-        row.token: HeldTrial(
-            row.study_id, names[row.study_id], row.trial.stage, row.trial.number, tuple(steps[row.trial_id])
-        )
-        for row in rows
-    }
-
-
-def finish(connection: Connection, results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+def finish(connection: Connection, results: Sequence[Result], judge: Judge, *, now: datetime) -> list[Outcome]:
     """End trials."""
     locked, rows = _locked(connection, [r.token for r in results])
+    held = {row.trial_id: row.trial.number for row in rows.values() if row.state == AttemptState.RUNNING}
+    steps = metrics.of_ids(connection, held)
     accepted: dict[str, Result] = {}
     notes: dict[int, str] = {}
     outcomes = []
     for result in results:
         row = rows.get(result.token)
         if row is not None and row.state == AttemptState.RUNNING:
-            accepted.setdefault(result.token, result)
+            if result.token not in accepted:
+                accepted[result.token] = judge(result, _held(row, locked[row.study_id].name, steps[row.trial_id]))
             outcomes.append(Outcome(result.token, accepted=True))
         elif row is not None and row.state == AttemptState.FINISHED:
             outcomes.append(Outcome(result.token, accepted=True))
@@ -118,9 +109,27 @@ def finish(connection: Connection, results: Sequence[Result], *, now: datetime) 
             if row is not None and _LATE not in (row.reason or ""):
                 notes[row.id] = _late(row, result, now)
     attempts.note(connection, notes)
-    ended = [(rows[token], result) for token, result in accepted.items()]
-    _end(connection, ended, {study_id: row.metric for study_id, row in locked.items()}, now=now)
+    ended = []
+    for token, result in accepted.items():
+        row = rows[token]
+        ended.append((row, _settled(row.trial, result, locked[row.study_id].metric, steps[row.trial_id], now)))
+    attempts.end(connection, [row.id for row, _ in ended], AttemptState.FINISHED, now=now)
+    trials.change(connection, [(row.trial, trial) for row, trial in ended], now=now)
     return outcomes
+
+
+def _held(row: AttemptRow, study: str, steps: Sequence[StepMetrics]) -> HeldTrial:
+    return HeldTrial(row.study_id, study, row.trial.stage, row.trial.number, tuple(steps))
+
+
+def _settled(trial: TrialRow, result: Result, metric: str, steps: Sequence[StepMetrics], now: datetime) -> TrialRow:
+    """The trial as its result leaves it; where that says no value it is what was reported last."""
+    value = result.value
+    if value is None:
+        value = next((each.values.get(metric) for each in reversed(steps) if each.step == trial.step), None)
+    state, value, reason = settle(result.state, value, result.reason, metric=metric)
+    verdicts = list(result.verdicts) or None
+    return trial._replace(state=state, value=value, reason=reason, ended_at=now, verdicts=verdicts)
 
 
 def check_results(results: Iterable[Result]) -> None:
@@ -130,23 +139,6 @@ def check_results(results: Iterable[Result]) -> None:
             raise InvalidInput(
                 f"a trial cannot be finished as {result.state.value!r}: give one of {', '.join(RESULT_STATES)}"
             )
-
-
-def _end(
-    connection: Connection, ended: list[tuple[AttemptRow, Result]], names: dict[int, str], *, now: datetime
-) -> None:
-    unsaid = {r.trial_id: r.trial.step for r, result in ended if result.value is None and result.state in _WITH_VALUE}
-    reported = metrics.at_steps(connection, unsaid)
-    changes: list[tuple[TrialRow, TrialRow]] = []
-    for row, result in ended:
-        metric = names[row.study_id]
-        value = reported.get(row.trial_id, {}).get(metric) if result.value is None else result.value
-        state, value, reason = settle(result.state, value, result.reason, metric=metric)
-        verdicts = list(result.verdicts) or None
-        ended_trial = replace(row.trial, state=state, value=value, reason=reason, ended_at=now, verdicts=verdicts)
-        changes.append((row.trial, ended_trial))
-    attempts.end(connection, [row.id for row, _ in ended], AttemptState.FINISHED, now=now)
-    trials.change(connection, changes, now=now)
 
 
 _WITH_VALUE = (TrialState.COMPLETED, TrialState.PRUNED)
@@ -175,7 +167,7 @@ def release(connection: Connection, tokens: Sequence[str], *, now: datetime) -> 
     changes = []
     for row in given.values():
         reason = f"attempt {row.number} was given back by {row.worker}"
-        changes.append((row.trial, replace(row.trial, state=TrialState.QUEUED, reason=reason)))
+        changes.append((row.trial, row.trial._replace(state=TrialState.QUEUED, reason=reason)))
     trials.change(connection, changes, now=now)
     return [_released(token, rows.get(token)) for token in tokens]
 
@@ -201,7 +193,7 @@ def why_not(row: AttemptRow | Reporting | None) -> str:
         AttemptState.RELEASED: "the trial was given back before",
         AttemptState.CANCELLED: f"the trial was cancelled{said}",
         AttemptState.FINISHED: "the trial has ended",
-    }.get(row.state, "the lease does not hold")
+    }.get(AttemptState(row.state), "the lease does not hold")
 
 
 def _late(row: AttemptRow, result: Result, now: datetime) -> str:

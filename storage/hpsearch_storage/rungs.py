@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -84,7 +83,7 @@ def let_on(
     for entry in marked:
         row, reason = rows[entry.place.trial], wanted[entry.place]
         if reason is not None and row.state == TrialState.PRUNED:
-            queued = replace(row, state=TrialState.QUEUED, value=None, reason=reason, ended_at=None, verdicts=None)
+            queued = row._replace(state=TrialState.QUEUED, value=None, reason=reason, ended_at=None, verdicts=None)
             again.append((row, queued))
     trials.change(connection, again, now=now)
     return [row.number for row, _ in again]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from hpsearch.errors import Conflict
 from hpsearch.study import NewStage, Stage, StageState, Study
@@ -31,7 +31,7 @@ Variants = dict[tuple[bool, bool], Statement]
 
 
 def _variants(text: str) -> Variants:
-    """A statement whose ``{chosen}`` stands for the conditions of :func:`studies.chosen`."""
+    """A statement whose ``{chosen}`` stands for running studies: the one that is named, else all but external ones."""
     return {
         (named, kinds): Statement(
             text.format(
@@ -45,11 +45,16 @@ def _variants(text: str) -> Variants:
     }
 
 
+_N_RUNNING = "(SELECT coalesce(sum(other.n_running), 0) FROM stages AS other WHERE other.study_id = studies.id)"
 _WITH_QUEUED = _variants(
-    """SELECT stages.id, stages.study_id, stages.n_queued,
-        (SELECT coalesce(sum(other.n_running), 0) FROM stages AS other WHERE other.study_id = studies.id)
-    FROM stages JOIN studies ON studies.id = stages.study_id WHERE {chosen} AND stages.n_queued > 0
+    f"""SELECT stages.id, stages.study_id, stages.n_queued, {_N_RUNNING}
+    FROM stages JOIN studies ON studies.id = stages.study_id WHERE {{chosen}} AND stages.n_queued > 0
     ORDER BY studies.id, stages."index\""""
+)
+_WITH_ROOM = _variants(
+    f"""SELECT stages.id FROM stages JOIN studies ON studies.id = stages.study_id
+    WHERE {{chosen}} AND stages.state = 'running' AND stages.n_created < stages.n_trials
+    ORDER BY {_N_RUNNING}, studies.id, stages."index\""""
 )
 _N_WAITING = _variants(
     """SELECT coalesce(sum(stages.n_trials - stages.n_created + stages.n_queued), 0)
@@ -60,7 +65,8 @@ _TO_SETTLE = Statement(
     f"""SELECT stages.id FROM stages JOIN studies ON studies.id = stages.study_id
     WHERE studies.state IN ('running', 'paused') AND stages.state = 'running' AND stages.n_trials > 0
     AND (stages.n_created >= stages.n_trials AND stages.n_queued + stages.n_running = 0
-        OR stages.n_failed >= %s AND {_NO_RESULT} OR stages.watched = 1)"""
+        OR stages.n_failed >= %s AND {_NO_RESULT} OR stages.watched = 1)
+    ORDER BY stages.study_id, stages."index\""""
 )
 
 
@@ -163,9 +169,7 @@ def count(
 
 def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[tuple[Study, Stage]]:
     """Running stages of running studies with trials to create, in the order of leasing."""
-    query = _in_order(select(tables.stages), study, kinds)
-    query = query.where(_stages.state == StageState.RUNNING, _stages.n_created < _stages.n_trials)
-    return _with_studies(connection, query)
+    return _with_studies(connection, [row[0] for row in _chosen(connection, _WITH_ROOM, study, kinds)])
 
 
 def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> int:
@@ -174,7 +178,7 @@ def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | 
 
 
 def _chosen(connection: Connection, variants: Variants, study: str | None, kinds: Iterable[str] | None) -> Rows:
-    """Rows of the studies that :func:`studies.chosen` chooses."""
+    """Rows of the running studies that a worker may be given trials of."""
     values: list[Any] = [] if study is None else [check_text(study)]
     if kinds is not None:
         values.append(sorted({check_text(kind) for kind in kinds}))
@@ -183,30 +187,23 @@ def _chosen(connection: Connection, variants: Variants, study: str | None, kinds
 
 def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:
     """Running stages of running or paused studies that are done, watched, or hopeless; see Store."""
-    ids = [row[0] for row in _TO_SETTLE.rows(connection, check_whole(max_failures))]
+    return _with_studies(connection, [row[0] for row in _TO_SETTLE.rows(connection, check_whole(max_failures))])
+
+
+def _with_studies(connection: Connection, ids: Sequence[int]) -> list[tuple[Study, Stage]]:
+    """Stages, in this order, each with its study."""
     if not ids:
         return []
-    query = select(tables.stages).where(_stages.id.in_(ids)).order_by(_stages.study_id, _stages.index)
-    return _with_studies(connection, query)
-
-
-def _with_studies(connection: Connection, query: Select[Any]) -> list[tuple[Study, Stage]]:
-    found = [to_stage(row) for row in connection.execute(query)]
-    owners = studies.by_ids(connection, (stage.study_id for stage in found)) if found else {}
-    return [(owners[stage.study_id], stage) for stage in found if stage.study_id in owners]
+    rows = connection.execute(select(tables.stages).where(_stages.id.in_(ids)))
+    found = {row.id: to_stage(row) for row in rows}
+    owners = studies.by_ids(connection, (stage.study_id for stage in found.values()))
+    stages = [found[stage_id] for stage_id in ids if stage_id in found]
+    return [(owners[stage.study_id], stage) for stage in stages if stage.study_id in owners]
 
 
 def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> Rows:
     """Stages with queued trials by study and index: id, study id, how many are queued, and running in the study."""
     return _chosen(connection, _WITH_QUEUED, study, kinds)
-
-
-def _in_order(query: Select[Any], study: str | None, kinds: Iterable[str] | None) -> Select[Any]:
-    return (
-        query.join(tables.studies, tables.studies.c.id == _stages.study_id)
-        .where(*studies.chosen(study, kinds))
-        .order_by(studies.n_running(), tables.studies.c.id, _stages.index)
-    )
 
 
 def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:

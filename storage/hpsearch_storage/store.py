@@ -30,7 +30,7 @@ from hpsearch.trial import (
     Attempt,
     Climbs,
     Decision,
-    HeldTrial,
+    Judge,
     Lease,
     Outcome,
     Report,
@@ -40,6 +40,7 @@ from hpsearch.trial import (
     StepMetrics,
     Trial,
     TrialState,
+    as_told,
 )
 from hpsearch_storage import (
     acknowledgements,
@@ -350,17 +351,15 @@ class SqlStore:
 
         return self._database.write(work)
 
-    def held(self, tokens: Sequence[str]) -> dict[str, HeldTrial]:
-        """See Store."""
-        return self._database.read(lambda connection: results.held(connection, tokens))
-
-    def finish(self, workers: Set[str], results: Sequence[Result], *, now: datetime) -> list[Outcome]:
+    def finish(
+        self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+    ) -> list[Outcome]:
         """See Store."""
         check_results(results)
 
         def work(connection: Connection) -> list[Outcome]:
             self._heard.seen(connection, workers, now=now)
-            return finish(connection, results, now=now)
+            return finish(connection, results, judge, now=now)
 
         return self._database.write(work)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from hpsearch.errors import Conflict, NotFound
 from hpsearch.spec import StudySpec
@@ -40,7 +40,6 @@ _OF_STAGE = Statement(f"{_SELECT} id IN (SELECT study_id FROM stages WHERE id = 
 _OF_TOKENS = Statement(f"{_SELECT} {_OWNERS} FOR NO KEY UPDATE")
 _OF_TOKENS_SHARED = Statement(f"{_SELECT} {_OWNERS} FOR SHARE")
 _NAMED = Statement("SELECT id, spec, state, reason, next_number, created_at, ended_at FROM studies WHERE name = %s")
-_NAMES = Statement("SELECT id, name FROM studies WHERE id = ANY (%s::bigint[])")
 _COUNT_UP = Statement("UPDATE studies SET next_number = next_number + %s WHERE id = %s")
 
 
@@ -113,12 +112,6 @@ def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Study]:
     return {row.id: to_study(row) for row in connection.execute(query)}
 
 
-def names(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
-    """Names of studies by id."""
-    ordered = sorted(set(ids))
-    return dict(_NAMES.rows(connection, ordered)) if ordered else {}
-
-
 def newest(connection: Connection, *, before: int | None, limit: int) -> list[Study]:
     """Studies with an id below ``before``, newest first."""
     query = select(tables.studies).order_by(_studies.id.desc()).limit(limit)
@@ -189,26 +182,6 @@ def document(connection: Connection, study_id: int) -> StudySpec:
     if text is None:
         raise NotFound("study", study_id)
     return decode_study(text)
-
-
-def chosen(study: str | None, kinds: Iterable[str] | None) -> Sequence[ColumnElement[bool]]:
-    """Conditions on the studies that a worker may be given trials of."""
-    conditions: list[ColumnElement[bool]] = [_studies.state == StudyState.RUNNING]
-    conditions.append(_studies.name == study if study is not None else _studies.kind != "external")
-    if kinds is not None:
-        conditions.append(_studies.kind.in_(sorted(set(kinds))))
-    return conditions
-
-
-def n_running() -> ColumnElement[int]:
-    """How many trials of the study in the enclosing query are running."""
-    other = tables.stages.alias("other")
-    return (
-        select(func.coalesce(func.sum(other.c.n_running), 0))
-        .where(other.c.study_id == _studies.id)
-        .correlate(tables.studies)
-        .scalar_subquery()
-    )
 
 
 def set_state(

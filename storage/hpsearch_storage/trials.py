@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, select, type_coerce
 from sqlalchemy.types import NullType
@@ -23,8 +22,7 @@ from hpsearch_storage.prepared import Bulk, Change, Statement
 _trials = tables.trials.c
 
 
-@dataclass(frozen=True, slots=True)
-class TrialRow:
+class TrialRow(NamedTuple):
     """A trial as its row has it, with its stage's name."""
 
     id: int
@@ -82,7 +80,7 @@ class TrialRow:
         }
 
 
-FIELDS = tuple(field.name for field in fields(TrialRow))
+FIELDS = TrialRow._fields
 """Of :class:`TrialRow`, in the order of :func:`select_rows`."""
 COLUMNS = ", ".join("stages.name" if name == "stage" else f"trials.{name}" for name in FIELDS)
 """Of :class:`TrialRow`, in a query that joins trials and stages."""
@@ -213,7 +211,7 @@ def cancel_open(connection: Connection, study_id: int, *, reason: str, now: date
     is_open = _trials.state.in_([TrialState.QUEUED, TrialState.RUNNING])
     query = select_rows().where(_trials.study_id == study_id, is_open).order_by(_trials.number)
     rows = [to_row(row) for row in connection.execute(query)]
-    cancelled = [replace(row, state=TrialState.CANCELLED, reason=reason, ended_at=now) for row in rows]
+    cancelled = [row._replace(state=TrialState.CANCELLED, reason=reason, ended_at=now) for row in rows]
     change(connection, zip(rows, cancelled, strict=True), now=now)
 
 

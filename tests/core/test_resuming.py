@@ -24,7 +24,7 @@ from hpsearch.worker.checkpoints import FORGOTTEN_SECONDS, Checkpoints
 from hpsearch.worker.replay import replay_trial
 from hpsearch.worker.session import LeasedTrial
 from hpsearch.worker.train import TrainRunner
-from hpsearch_api.views import lease_view
+from hpsearch_api.views import lease_views
 
 
 class Direct:
@@ -37,7 +37,7 @@ class Direct:
 
     def lease(self, capacity: int, worker: str = "w") -> list[LeasedTrial]:
         found = self.coordinator.lease(WorkerHello(worker, None, {}), capacity, study="s")
-        views = [lease_view(assignment, 30.0) for assignment in found]
+        views = lease_views(found, 30.0)
         return [LeasedTrial(**{n: view[n] for n in LeasedTrial.__dataclass_fields__}) for view in views]
 
     def report(self, reports: Sequence[Report]) -> dict[str, Decision]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -94,7 +93,7 @@ async def lease(
                     return _answer(_work([], [views.preflight_lease(*claimed)]))
             if assignments := await calls.lease(asking):
                 seconds = coordinator.lease_ttl.total_seconds()
-                return _answer(_work([views.lease_view(assignment, seconds) for assignment in assignments], []))
+                return _answer(_work(views.lease_views(assignments, seconds), []))
         left = deadline - time.monotonic()
         if left <= 0 or changes.closing:
             return _answer(_work([], []))
@@ -128,14 +127,15 @@ async def report(body: ReportRequest, request: Request, calls: TheCalls) -> Resp
     reports = [Report(r.token, r.step, r.metrics) for r in body.reports]
     decisions = await calls.report((body.worker, reports))
     meters.reported(body.worker, sum(r.step is not None for r in reports))
-    return _answer({"decisions": [{"token": d.token, "action": d.action, "reason": d.reason} for d in decisions]})
+    return _answer({"decisions": [{"token": d.token, "action": str(d.action), "reason": d.reason} for d in decisions]})
 
 
 @router.post("/leases/finish", response_model=Outcomes)
 async def finish(body: FinishRequest, calls: TheCalls) -> Response:
     """End trials. A result of a lease that was lost is refused with a reason; repeating a call is harmless."""
     results = [Result(r.token, TrialState(r.state), r.value, r.reason) for r in body.results]
-    return _answer({"outcomes": [asdict(outcome) for outcome in await calls.finish((body.worker, results))]})
+    outcomes = await calls.finish((body.worker, results))
+    return _answer({"outcomes": [{"token": o.token, "accepted": o.accepted, "reason": o.reason} for o in outcomes]})
 
 
 async def _lease(body: LeaseRequest, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hpsearch.store import Store, TrialQuery
 from hpsearch.study import PreflightStatus, Study, StudyState
 from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, make_spec, new_stage
-from hpsearch.trial import Report, Result, StepMetrics, TrialState
+from hpsearch.trial import HeldTrial, Report, Result, StepMetrics, TrialState
 
 CHECKS: list[dict[str, Any]] = [{"name": "x", "status": "pass", "message": "fine", "numbers": {"loss": 2.3}}]
 OVERFITTING: dict[str, Any] = {"name": "overfitting", "epoch": 3, "evidence": {"gap": 0.4}, "advice": "raise reg"}
@@ -97,16 +98,24 @@ class Care(Base):
         assert store.study("a").state is StudyState.CANCELLED
         assert store.claim_preflight("w1", kinds=["train"], now=T0 + 2 * TTL, ttl=TTL) is None
 
-    def test_what_is_held_comes_with_its_metrics(self, store: Store) -> None:
+    def test_what_is_held_is_judged_by_its_metrics(self, store: Store) -> None:
         study = self.create(store, queued=2)
         first, second = self.lease(store, 2)
         alone.report(store, "w1", [Report(first.token, s, {METRIC: s / 10}) for s in (1, 2)], now=T0, ttl=TTL)
         store.release("w1", [second.token], now=T0)
-        held = store.held([first.token, second.token, "nonsense"])
-        assert list(held) == [first.token]
-        one = held[first.token]
-        assert (one.study_id, one.study, one.trial) == (study.id, "a", 0)
-        assert one.steps == (StepMetrics(0, 1, {METRIC: 0.1}), StepMetrics(0, 2, {METRIC: 0.2}))
+        asked: list[tuple[Result, HeldTrial]] = []
+
+        def judge(result: Result, trial: HeldTrial) -> Result:
+            asked.append((result, trial))
+            return replace(result, state=TrialState.PRUNED, value=None, verdicts=(HEALTHY,))
+
+        results = [Result(token, TrialState.COMPLETED, 0.9) for token in (first.token, second.token, "nonsense")]
+        outcomes = alone.finish(store, "w1", results, judge, now=T0)
+        assert [outcome.accepted for outcome in outcomes] == [True, False, False]
+        steps = (StepMetrics(0, 1, {METRIC: 0.1}), StepMetrics(0, 2, {METRIC: 0.2}))
+        assert asked == [(results[0], HeldTrial(study.id, "a", "coarse", 0, steps))]
+        ended = store.trial(study.id, 0)
+        assert (ended.state, ended.value, ended.verdicts) == (TrialState.PRUNED, 0.2, (HEALTHY,))
 
     def test_verdicts_are_kept_and_trials_found_by_them(self, store: Store) -> None:
         study = self.create(store, queued=3)

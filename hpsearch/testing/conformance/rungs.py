@@ -41,7 +41,6 @@ class Rungs(Base):
         place = Place(study.id, "a", "coarse", 0, 4)
         assert [d.place for d in decisions] == [place, place, Place(study.id, "a", "coarse", 1, 0), None]
         assert decisions[3].action is Action.ABANDON
-        assert store.held([first.token])[first.token].stage == "coarse"
 
     def test_entries_are_a_log(self, store: Store) -> None:
         study = self.create(store, queued=4)
