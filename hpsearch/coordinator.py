@@ -312,12 +312,16 @@ class Coordinator:
         """See :meth:`Store.report`; and ``stop`` where the rule of a stage says so."""
         return self.report_all([(worker, reports)])[0]
 
-    def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]]) -> list[list[Decision]]:
-        """Like :meth:`report` for several workers, in order, at hardly more than the cost of one."""
+    def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]], *, wait: bool = True) -> list[list[Decision]]:
+        """Like :meth:`report` for several workers, in order, at hardly more than the cost of one.
+
+        Raises:
+            WouldWait: ``wait`` is False, and the store cannot do it at once.
+        """
         reports = [report for _, some in calls for report in some]
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report(
-            {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
+            {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl, wait=wait
         )
         decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:

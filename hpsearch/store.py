@@ -145,6 +145,10 @@ class Logs(Protocol):
         ...
 
 
+class WouldWait(Exception):
+    """The store cannot do it at once; nothing was done."""
+
+
 class Store(Protocol):
     """Where studies live.
 
@@ -377,6 +381,7 @@ class Store(Protocol):
         *,
         now: datetime,
         ttl: timedelta,
+        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """Keep metrics and what they say of rungs, as :meth:`record_rungs` does; renew leases; hear of the workers.
 
@@ -387,6 +392,10 @@ class Store(Protocol):
 
         Returns:
             the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
+
+        Raises:
+            WouldWait: ``wait`` is False, and it could take long: others write, the disk is slow, or the database is
+                another process.
         """
         ...
 

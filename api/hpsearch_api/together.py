@@ -2,7 +2,7 @@
 
 A thread for each call costs more than most calls of workers do, and threads of one process take turns at computing
 anyway. A call that comes alone is begun at once; what comes meanwhile is the next batch. So nothing waits for a batch
-to fill, and the more come, the less each costs.
+to fill, and the more come, the less each costs. What a database in this process does at once needs no thread at all.
 """
 
 from __future__ import annotations
@@ -12,14 +12,28 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from hpsearch.errors import HpsearchError, StoreError
+from hpsearch.store import WouldWait
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-Batch = list[tuple[Q, asyncio.Future[A]]]
+Answering = Callable[[Sequence[Q]], Sequence[A | HpsearchError]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[Q, A]):
+    """A call that waits for its answer."""
+
+    call: Q
+    answer: asyncio.Future[A]
+    context: contextvars.Context
+
+
+Batch = list[_Call[Q, A]]
 
 MOST = 128
 """Calls answered together, unless they cost next to nothing: so many wait for the last of them."""
@@ -35,17 +49,21 @@ class Together(Generic[Q, A]):
     Args:
         answer: calls → the answer to each, or its error. It runs in a thread. Where it raises an error, that is no
             StoreError, and had several calls, it is called again with each alone: repeating a call must be harmless.
+        at_once: does the same without a thread, whose waking takes as long as a small write; or raises WouldWait, for
+            ``answer`` to be called.
         name: of its threads.
         most: calls answered together.
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Q]], Sequence[A | HpsearchError]], *, name: str, most: int = MOST
+        self, answer: Answering[Q, A], *, name: str, most: int = MOST, at_once: Answering[Q, A] | None = None
     ) -> None:
         self._answer = answer
+        self._at_once = at_once
         self._most = most
         self._name = name
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._waiting: deque[_Call[Q, A]] = deque()
+        self._is_due = False
         self._quick: object | None = None
         self._n_under_way = self._n_threads = 0
         self._works: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -53,8 +71,8 @@ class Together(Generic[Q, A]):
     async def __call__(self, call: Q) -> A:
         """The answer to one call. Raises its error."""
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, answer))
-        self._begin()
+        self._waiting.append(_Call(call, answer, contextvars.copy_context()))
+        self._begin_soon()
         return await answer
 
     def close(self) -> None:
@@ -63,18 +81,40 @@ class Together(Generic[Q, A]):
             self._works.put(None)
         self._n_threads = 0
 
+    def _begin_soon(self) -> None:
+        """Begin a batch when all that came in this turn of the loop is there."""
+        if self._waiting and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
     def _begin(self) -> None:
         """Begin a batch of what waits, unless one is under way that is not slow."""
-        if not self._waiting or self._quick is not None:
+        self._is_due = False
+        if self._quick is not None:
             return
-        loop = asyncio.get_running_loop()
-        self._quick = batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
-        slow = loop.call_later(SLOW_SECONDS, self._leave, batch)
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
         # What is logged of a call that is answered alone has its request's id.
-        context = contextvars.copy_context() if len(batch) == 1 else contextvars.Context()
+        context = batch[0].context if len(batch) == 1 else contextvars.Context()
+        calls = [each.call for each in batch]
+        if self._at_once is None:
+            self._hand_over(batch, calls, context)
+            return
+        try:
+            outcomes = context.run(self._outcomes, self._at_once, calls)
+        except WouldWait:
+            self._hand_over(batch, calls, context)
+        else:
+            _tell(batch, outcomes)
+            self._begin_soon()
+
+    def _hand_over(self, batch: Batch[Q, A], calls: Sequence[Q], context: contextvars.Context) -> None:
+        """Have a thread answer a batch."""
+        loop = asyncio.get_running_loop()
+        self._quick = batch
+        slow = loop.call_later(SLOW_SECONDS, self._leave, batch)
 
         def work() -> None:
-            outcomes = context.run(self._outcomes, [call for call, _ in batch])
+            outcomes = context.run(self._outcomes, self._answer, calls)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._end, batch, outcomes, slow)
 
@@ -93,26 +133,32 @@ class Together(Generic[Q, A]):
         slow.cancel()
         self._n_under_way -= 1
         self._leave(batch)
-        for (_, answer), outcome in zip(batch, outcomes, strict=True):
-            if answer.done():  # its client has gone
-                continue
-            if isinstance(outcome, Exception):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+        _tell(batch, outcomes)
 
     def _leave(self, batch: object) -> None:
         """Let the next batch begin."""
         if self._quick is batch:
             self._quick = None
-            self._begin()
+            self._begin_soon()
 
-    def _outcomes(self, calls: Sequence[Q]) -> list[A | Exception]:
+    def _outcomes(self, answer: Answering[Q, A], calls: Sequence[Q]) -> list[A | Exception]:
         try:
-            return list(self._answer(calls))
+            return list(answer(calls))
+        except WouldWait:
+            raise
         except StoreError as error:  # one after the other they would wait for the store as often
             return [error] * len(calls)
         except Exception as error:
             if len(calls) == 1:
                 return [error]
-            return [self._outcomes([call])[0] for call in calls]
+            return [self._outcomes(answer, [call])[0] for call in calls]
+
+
+def _tell(batch: Batch[Q, A], outcomes: Sequence[A | Exception]) -> None:
+    for each, outcome in zip(batch, outcomes, strict=True):
+        if each.answer.done():  # its client has gone
+            continue
+        if isinstance(outcome, Exception):
+            each.answer.set_exception(outcome)
+        else:
+            each.answer.set_result(outcome)

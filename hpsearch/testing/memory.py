@@ -371,8 +371,10 @@ class MemoryStore(Rungs):
         *,
         now: datetime,
         ttl: timedelta,
+        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
+        del wait
         with self._lock:
             self._seen(workers, now)
             places = {report.token: self._place_of(report.token) for report in reports}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import sqlite3
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from hpsearch.errors import StoreError, StoreFull
+from hpsearch.store import WouldWait
 from hpsearch_storage.faults import Disconnected, Transient, translated
 from hpsearch_storage.urls import file_of, shown
 
@@ -58,17 +60,23 @@ class Database:
             self._writer = _postgres_engine(url, patience, "READ COMMITTED")
             self._reader = _postgres_engine(url, patience, "AUTOCOMMIT")
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in one durable transaction; it is run again if another transaction got in its way."""
+    def write(self, work: Callable[[Connection], T], *, wait: bool = True) -> T:
+        """Run ``work`` in one durable transaction; it is run again if another transaction got in its way.
+
+        Raises:
+            WouldWait: ``wait`` is False, and others write, the disk is slow, or the database is another process.
+        """
         started = time.perf_counter()
         try:
-            return self._write(work)
+            return self._write(work, wait=wait)
         finally:
             self.observe("write", time.perf_counter() - started)
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], *, wait: bool) -> T:
         if self.is_sqlite:
-            return self._group.write(work)
+            return self._group.write(work) if wait else self._group.write_at_once(work)
+        if not wait:
+            raise WouldWait
         for turn in range(_RETRIES):
             has_worked = False
             try:
@@ -151,6 +159,10 @@ class GroupCommit:
 
     MOST = 64
     """Works in one transaction: so many wait for the last of them."""
+    SLOW_SECONDS = 0.05
+    """A commit that takes longer waits for a slow disk."""
+    WARY_SECONDS = 10.0
+    """So long after one, nothing is written by a thread that must not wait."""
 
     def __init__(self, engine: Engine, url: URL, *, patience: timedelta) -> None:
         self._engine = engine
@@ -160,6 +172,7 @@ class GroupCommit:
         self._waiting: deque[_Waiting[Any]] = deque()
         self._connection: Connection | None = None
         self._has_begun = False
+        self._wary_until = -math.inf
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run work in a transaction, and return once that is durable."""
@@ -181,15 +194,26 @@ class GroupCommit:
             self._turn.release()
         return mine.outcome()
 
+    def write_at_once(self, work: Callable[[Connection], T]) -> T:
+        """Like :meth:`write`, for a thread that must not wait. Raises WouldWait."""
+        if time.monotonic() < self._wary_until or not self._turn.acquire(blocking=False):
+            raise WouldWait
+        mine = _Waiting(work)
+        try:
+            self._run([mine], wait=False)
+        finally:
+            self._turn.release()
+        return mine.outcome()
+
     def close(self) -> None:
         """Let the connection go."""
         with self._turn:
             self._drop()
 
-    def _run(self, group: Sequence[_Waiting[Any]]) -> None:
+    def _run(self, group: Sequence[_Waiting[Any]], *, wait: bool = True) -> None:
         """Run works together; if that fails, each by itself, so that none fails for another's sake."""
         try:
-            self._commit(group)
+            self._commit(group, wait=wait)
         except Exception as error:
             if len(group) == 1 or not self._has_begun:  # alone none would fare better
                 for each in group:
@@ -205,15 +229,19 @@ class GroupCommit:
             for each in group:
                 each.is_done = True
 
-    def _commit(self, group: Sequence[_Waiting[Any]]) -> None:
+    def _commit(self, group: Sequence[_Waiting[Any]], *, wait: bool) -> None:
         self._has_begun = False
         try:
             with translated(self._url):
                 connection = self._connection = self._connection or self._engine.connect()
-                with _immediate(connection):
+                with _immediate(connection, wait=wait):
                     self._has_begun = True
                     for each in group:
                         self._try(connection, each, alone=len(group) == 1)
+                    worked = time.monotonic()
+            committed = time.monotonic()
+            if committed - worked > self.SLOW_SECONDS:
+                self._wary_until = committed + self.WARY_SECONDS
         except StoreError as error:
             if not isinstance(error, StoreFull):
                 self._drop()
@@ -244,10 +272,17 @@ class GroupCommit:
 
 
 @contextmanager
-def _immediate(connection: Connection) -> Iterator[None]:
-    """A transaction of SQLite by its driver, in a fifth of the time that SQLAlchemy takes to begin and to commit."""
+def _immediate(connection: Connection, *, wait: bool) -> Iterator[None]:
+    """A transaction of SQLite by its driver, in a fifth of the time that SQLAlchemy takes to begin and to commit.
+
+    Raises:
+        WouldWait: ``wait`` is False, and another process writes.
+    """
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    driver.execute("BEGIN IMMEDIATE")
+    if wait:
+        driver.execute("BEGIN IMMEDIATE")
+    else:
+        _begin_at_once(driver)
     try:
         yield
         if connection.in_transaction():  # something was run by SQLAlchemy, which takes part in what has begun
@@ -258,6 +293,19 @@ def _immediate(connection: Connection) -> Iterator[None]:
         connection.rollback()  # also where its own commit failed, after which it counts as in no transaction
         driver.rollback()
         raise
+
+
+def _begin_at_once(driver: sqlite3.Connection) -> None:
+    (milliseconds,) = driver.execute("PRAGMA busy_timeout").fetchone()
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if _is_busy(error):
+            raise WouldWait from error
+        raise
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def _sqlite_engine(url: URL, *, begin: str, connections: int, patience: timedelta) -> Engine:

@@ -341,6 +341,7 @@ class SqlStore:
         *,
         now: datetime,
         ttl: timedelta,
+        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
 
@@ -349,7 +350,7 @@ class SqlStore:
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
-        return self._database.write(work)
+        return self._database.write(work, wait=wait)
 
     def finish(
         self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -51,10 +52,9 @@ class Calls:
     def __init__(self, coordinator: Coordinator) -> None:
         self.lease: Together[Asking, list[Assignment]] = Together(coordinator.lease_all, name="lease")
         self.report: Together[tuple[str, list[Report]], list[Decision]] = Together(
-            coordinator.report_all, name="report"
+            coordinator.report_all, name="report", at_once=partial(coordinator.report_all, wait=False)
         )
         self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(coordinator.finish_all, name="finish")
-
         self.queue: Together[Queued, tuple[int, int]] = Together(coordinator.queues, name="queue", most=100_000)
 
     def close(self) -> None:
