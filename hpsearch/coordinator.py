@@ -25,7 +25,7 @@ from hpsearch.space import Params, check_params
 from hpsearch.spec import StudySpec
 from hpsearch.stages import Stages
 from hpsearch.stopper import Stopper
-from hpsearch.store import Asking, Store, WorkerHello
+from hpsearch.store import Asking, Store, WorkerHello, WouldWait
 from hpsearch.study import Border, Stage, StageState, Study, StudyState
 from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
 from hpsearch.verdicts import judge as verdicts_of
@@ -319,11 +319,13 @@ class Coordinator:
             WouldWait: ``wait`` is False, and the store cannot do it at once.
         """
         reports = [report for _, some in calls for report in some]
+        if not wait and self.stopper.is_asked(reports):
+            raise WouldWait
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report(
             {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl, wait=wait
         )
-        decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
+        decisions, promoted = self.stopper.decide(reports, decisions, plan, entries, wait=wait)
         if promoted:
             self._changed()
         return _shared_out(decisions, calls)

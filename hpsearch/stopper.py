@@ -13,7 +13,7 @@ import contextlib
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -31,7 +31,7 @@ from hpsearch.search.stopping import (
     threshold_says,
 )
 from hpsearch.spec import Metric
-from hpsearch.store import Store
+from hpsearch.store import Store, WouldWait
 from hpsearch.study import Stage
 from hpsearch.trial import (
     Action,
@@ -109,6 +109,10 @@ class Stopper:
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
 
+    def is_asked(self, reports: Sequence[Report]) -> bool:
+        """Whether a rule that looks at other trials is known to have a say: then more than reports is written."""
+        return any(report.token in self._places for report in reports)
+
     def plan(self, reports: Sequence[Report]) -> Plan:
         """What the reports say of rungs, of those trials that this server knows enough of."""
         said = [
@@ -147,7 +151,13 @@ class Stopper:
             plan.ladders.append(ladder)
 
     def decide(
-        self, reports: Sequence[Report], decisions: Sequence[Decision], plan: Plan, entries: Sequence[list[RungEntry]]
+        self,
+        reports: Sequence[Report],
+        decisions: Sequence[Decision],
+        plan: Plan,
+        entries: Sequence[list[RungEntry]],
+        *,
+        wait: bool = True,
     ) -> tuple[list[Decision], bool]:
         """Say ``stop`` where the rule of a stage does; all reports are taken note of before any of that.
 
@@ -156,9 +166,13 @@ class Stopper:
             decisions: the store's answer to each.
             plan: what :meth:`plan` said of the reports.
             entries: the store's answer to each of the plan's climbs.
+            wait: for the store, where it is to be told more.
 
         Returns:
             the decisions, and whether a trial was promoted.
+
+        Raises:
+            WouldWait: ``wait`` is False, and more is to be written.
         """
         for ladder, new in zip(plan.ladders, entries, strict=True):
             ladder.take(new)
@@ -167,6 +181,8 @@ class Stopper:
             for index, (report, (_, _, _, place)) in enumerate(zip(reports, decisions, strict=True))
             if report.step is not None and place is not None and not isinstance(self._rule(*place[:3]), NoStopping)
         ]
+        if not wait and any(isinstance(self._rule(*each.place[:3]), Halving | MedianRule) for each in said):
+            raise WouldWait
         answers = list(decisions)
         promoted = False
         for key, items in _by_stage(said).items():
@@ -279,13 +295,13 @@ class Curves:
                 curve = self._kept.get(key)
                 if curve is None and items[0][0].place.step > 0:
                     continue
-                curve = Curve(maximize) if curve is None else replace(curve)
+                curve = curve or Curve(maximize)
                 before = curve.last
                 if not _rise(before, items):
                     continue
                 for said, value in items:
-                    curve.add(said.step, value)
-                    found[said.index] = (before, replace(curve))
+                    curve = curve.after(said.step, value)
+                    found[said.index] = (before, curve)
         return found
 
     def of(
@@ -304,7 +320,7 @@ class Curves:
                 first = items[0][0]
                 if all(said.index in planned for said, _ in items) and planned[first.index][0] == first.place.step:
                     found |= {said.index: (said, planned[said.index][1]) for said, _ in items}
-                    self._keep(key, replace(planned[items[-1][0].index][1]))
+                    self._keep(key, planned[items[-1][0].index][1])
                     continue
                 curve = self._kept.pop(key, None) or Curve(maximize, min_delta)
                 if curve.last == first.place.step and _rise(curve.last, items):
@@ -315,9 +331,9 @@ class Curves:
                     values = [(m.step, m.values[metric]) for m in metrics if metric in m.values]
                 wanted = {said.step: said for said, _ in items}
                 for step, value in values:
-                    curve.add(step, value)
+                    curve = curve.after(step, value)
                     if step in wanted:
-                        found[wanted[step].index] = (wanted[step], replace(curve))
+                        found[wanted[step].index] = (wanted[step], curve)
                 self._keep(key, curve)
         return found
 

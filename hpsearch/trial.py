@@ -160,8 +160,7 @@ class RungPlace(NamedTuple):
     trial: int
 
 
-@dataclass(frozen=True, slots=True)
-class RungEntry:
+class RungEntry(NamedTuple):
     """What a trial had when it came to a rung.
 
     Attributes:
@@ -176,8 +175,7 @@ class RungEntry:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Climb:
+class Climb(NamedTuple):
     """What a report says of a rung: to be kept with the report, if its lease holds.
 
     Attributes:

@@ -18,6 +18,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from hpsearch.methods import Asha, EarlyStopping, Halving, Hyperband, Patience, Threshold
 from hpsearch.trial import Trial, TrialState
@@ -126,15 +127,15 @@ class Rung:
         return f"{shown} after {_count(step, 'epoch')}"
 
 
-@dataclass(slots=True)
-class Curve:
+class Curve(NamedTuple):
     """What one trial's metric was so far.
 
     Attributes:
         last: its last step, 0 before the first.
         mean: of its finite values.
         best: the best of them, None before the first.
-        risen_at: the step of the last one that was better than all before by more than ``min_delta``.
+        reference: the last value that was better than all before by more than ``min_delta``.
+        risen_at: its step.
     """
 
     maximize: bool
@@ -143,20 +144,21 @@ class Curve:
     n: int = 0
     mean: float = 0.0
     best: float | None = None
+    reference: float | None = None
     risen_at: int = 0
-    _reference: float | None = None
 
-    def add(self, step: int, value: float) -> None:
-        """The next step's value; one that is not finite counts as no progress."""
-        self.last = step
+    def after(self, step: int, value: float) -> Curve:
+        """The curve with the next step's value; one that is not finite counts as no progress."""
         if not math.isfinite(value):
-            return
-        self.n += 1
-        self.mean += (value - self.mean) / self.n
-        if self.best is None or self._gain(self.best, value) > 0:
-            self.best = value
-        if self._reference is None or self._gain(self._reference, value) > self.min_delta:
-            self._reference, self.risen_at = value, step
+            return self._replace(last=step)
+        n = self.n + 1
+        best, reference, risen_at = self.best, self.reference, self.risen_at
+        if best is None or self._gain(best, value) > 0:
+            best = value
+        if reference is None or self._gain(reference, value) > self.min_delta:
+            reference, risen_at = value, step
+        mean = self.mean + (value - self.mean) / n
+        return Curve(self.maximize, self.min_delta, step, n, mean, best, reference, risen_at)
 
     def _gain(self, old: float, new: float) -> float:
         return new - old if self.maximize else old - new

@@ -83,7 +83,7 @@ class Rungs(Care):
                 if reason is not None and not trial.state.is_finished:
                     continue
                 seq = _next_seq(entries)
-                entries[place] = replace(entries.pop(place), went_on=True, seq=seq)
+                entries[place] = entries.pop(place)._replace(went_on=True, seq=seq)
                 is_open = stage.state is StageState.RUNNING and not kept.study.state.is_finished
                 if reason is not None and trial.state is TrialState.PRUNED and is_open:
                     again = replace(

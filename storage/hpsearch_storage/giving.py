@@ -9,15 +9,16 @@ from sqlalchemy import Connection
 
 from hpsearch.errors import InvalidInput, NotFound
 from hpsearch.space import Params
-from hpsearch.study import Stage, StageState
+from hpsearch.study import StageState
 from hpsearch.trial import TrialState
 from hpsearch_storage import results, stages, studies, trials
+from hpsearch_storage.stages import StageHead
 
 
-def lock_stage(connection: Connection, stage_id: int) -> tuple[Stage, int] | None:
+def lock_stage(connection: Connection, stage_id: int) -> tuple[StageHead, int] | None:
     """A stage of a study, which is locked, and the study's next number; None if the stage is not there."""
     study = next(iter(studies.lock_of_stage(connection, stage_id).values()), None)
-    stage = None if study is None else stages.one(connection, stage_id)
+    stage = None if study is None else stages.head(connection, stage_id)
     return None if study is None or stage is None else (stage, study.next_number)
 
 

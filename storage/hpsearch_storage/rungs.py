@@ -7,22 +7,28 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection
 
-from hpsearch.study import Stage, StageState
+from hpsearch.study import StageState
 from hpsearch.trial import RungEntry, RungPlace, TrialState
-from hpsearch_storage import studies, tables, trials
+from hpsearch_storage import studies, trials
 from hpsearch_storage.codec import check_whole
 from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
+from hpsearch_storage.stages import StageHead
 from hpsearch_storage.trials import TrialRow
 
-_rungs = tables.rungs.c
 _COLUMNS = "bracket, step, trial, value, went_on, seq"
 _AFTER = Statement(f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND seq > %s ORDER BY seq")
 _AT = Statement(
     f"SELECT {_COLUMNS} FROM rungs WHERE stage_id = %s AND bracket = %s AND step = %s AND trial = ANY (%s::bigint[])"
 )
 _TAKE = Statement("UPDATE stages SET last_rung = last_rung + %s WHERE id = %s RETURNING last_rung")
+_MARK = Bulk(
+    sqlite="UPDATE rungs SET went_on = 1, seq = ? WHERE stage_id = ? AND bracket = ? AND step = ? AND trial = ?",
+    postgres="""UPDATE rungs SET went_on = 1, seq = given.seq FROM {rows} WHERE rungs.stage_id = given.stage_id
+        AND rungs.bracket = given.bracket AND rungs.step = given.step AND rungs.trial = given.trial""",
+    types={"seq": "bigint", "stage_id": "bigint", "bracket": "bigint", "step": "bigint", "trial": "bigint"},
+)
 _RECORD = Bulk(
     sqlite="""INSERT INTO rungs (stage_id, bracket, step, trial, value, seq, went_on) VALUES (?, ?, ?, ?, ?, ?, 0)
         ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING""",
@@ -65,7 +71,7 @@ def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, flo
 
 def let_on(
     connection: Connection,
-    stage: Stage,
+    stage: StageHead,
     passed: Iterable[RungPlace],
     promoted: Mapping[RungPlace, str],
     *,
@@ -74,15 +80,16 @@ def let_on(
     """Mark entries, and queue promoted trials that were pruned. The study is locked."""
     wanted: dict[RungPlace, str | None] = dict.fromkeys(passed) | dict(promoted)
     waiting = [entry for entry in _at(connection, stage.id, wanted) if not entry.went_on]
-    rows = trials.by_numbers(connection, stage.study_id, [entry.place.trial for entry in waiting])
+    asked = [entry.place.trial for entry in waiting if wanted[entry.place] is not None]
+    rows = trials.by_numbers(connection, stage.study_id, asked)
     marked = [e for e in waiting if wanted[e.place] is None or rows[e.place.trial].state.is_finished]
     _mark(connection, stage.id, [entry.place for entry in marked])
     if stage.state != StageState.RUNNING or studies.has_ended(connection, stage.study_id):
         return []
     again: list[tuple[TrialRow, TrialRow]] = []
     for entry in marked:
-        row, reason = rows[entry.place.trial], wanted[entry.place]
-        if reason is not None and row.state == TrialState.PRUNED:
+        reason = wanted[entry.place]
+        if reason is not None and (row := rows[entry.place.trial]).state == TrialState.PRUNED:
             queued = row._replace(state=TrialState.QUEUED, value=None, reason=reason, ended_at=None, verdicts=None)
             again.append((row, queued))
     trials.change(connection, again, now=now)
@@ -104,22 +111,7 @@ def _at(connection: Connection, stage_id: int, places: Iterable[RungPlace]) -> l
 
 def _mark(connection: Connection, stage_id: int, places: list[RungPlace]) -> None:
     first = _take(connection, stage_id, len(places)) or 0
-    rows = [
-        {"at_bracket": place.bracket, "at_step": place.step, "at_trial": place.trial, "new_seq": seq}
-        for seq, place in enumerate(places, first)
-    ]
-    if rows:
-        connection.execute(
-            update(tables.rungs)
-            .where(
-                _rungs.stage_id == stage_id,
-                _rungs.bracket == bindparam("at_bracket"),
-                _rungs.step == bindparam("at_step"),
-                _rungs.trial == bindparam("at_trial"),
-            )
-            .values(went_on=1, seq=bindparam("new_seq")),
-            rows,
-        )
+    _MARK.run(connection, [(seq, stage_id, *place) for seq, place in enumerate(places, first)])
 
 
 def _take(connection: Connection, stage_id: int, n: int) -> int | None:

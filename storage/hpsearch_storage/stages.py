@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
@@ -24,6 +24,18 @@ def counter(state: TrialState) -> str:
     return f"n_{state.value}"
 
 
+class StageHead(NamedTuple):
+    """The part of a stage's row that every change of its trials looks at."""
+
+    id: int
+    study_id: int
+    name: str
+    state: str
+    n_trials: int
+    n_created: int
+
+
+_HEAD = Statement(f"SELECT {', '.join(StageHead._fields)} FROM stages WHERE id = %s")
 _COUNTERS = ", ".join(f"{name} = {name} + %s" for name in ("n_created", "n_epochs", *map(counter, TrialState)))
 _COUNT = Statement(f"UPDATE stages SET {_COUNTERS} WHERE id = %s")
 Variants = dict[tuple[bool, bool], Statement]
@@ -91,6 +103,12 @@ def one(connection: Connection, stage_id: int) -> Stage | None:
     """One stage by id."""
     row = connection.execute(select(tables.stages).where(_stages.id == stage_id)).first()
     return None if row is None else to_stage(row)
+
+
+def head(connection: Connection, stage_id: int) -> StageHead | None:
+    """What is read of a stage to give it trials."""
+    rows = _HEAD.rows(connection, check_whole(stage_id))
+    return StageHead._make(rows[0]) if rows else None
 
 
 def number(connection: Connection, study_id: int) -> int:

@@ -12,12 +12,12 @@ from sqlalchemy.types import NullType
 
 from hpsearch.errors import NotFound
 from hpsearch.space import Params
-from hpsearch.study import Stage
 from hpsearch.trial import Trial, TrialState
 from hpsearch_storage import events, stages, studies, tables
 from hpsearch_storage.codec import check_text, check_whole, chunks, decode, encode, from_micros, to_micros
 from hpsearch_storage.events import Entry
 from hpsearch_storage.prepared import Bulk, Change, Statement
+from hpsearch_storage.stages import StageHead
 
 _trials = tables.trials.c
 
@@ -86,6 +86,7 @@ COLUMNS = ", ".join("stages.name" if name == "stage" else f"trials.{name}" for n
 """Of :class:`TrialRow`, in a query that joins trials and stages."""
 _ROWS = f"SELECT {COLUMNS} FROM trials JOIN stages ON stages.id = trials.stage_id"
 _BY_IDS = Statement(f"{_ROWS} WHERE trials.id = ANY (%s::bigint[])")
+_BY_NUMBERS = Statement(f"{_ROWS} WHERE trials.study_id = %s AND trials.number = ANY (%s::bigint[])")
 _QUEUED = Statement(
     f"{_ROWS} WHERE trials.stage_id = %s AND trials.state = 'queued' ORDER BY trials.number LIMIT %s "
     "FOR NO KEY UPDATE OF trials SKIP LOCKED"
@@ -196,8 +197,8 @@ def by_numbers(connection: Connection, study_id: int, numbers: Sequence[int]) ->
     """Trials of a study by number, those that are there."""
     found = {}
     for some in chunks(sorted(set(numbers))):
-        query = select_rows().where(_trials.study_id == study_id, _trials.number.in_(some))
-        found.update({(row := to_row(each)).number: row for each in connection.execute(query)})
+        rows = [of_values(*row) for row in _BY_NUMBERS.rows(connection, study_id, list(some))]
+        found.update({row.number: row for row in rows})
     return found
 
 
@@ -217,7 +218,7 @@ def cancel_open(connection: Connection, study_id: int, *, reason: str, now: date
 
 def add_queued(
     connection: Connection,
-    stage: Stage,
+    stage: StageHead,
     first: int,
     params: Sequence[Params],
     *,
@@ -234,7 +235,7 @@ def add_queued(
 
 def add_ended(
     connection: Connection,
-    stage: Stage,
+    stage: StageHead,
     first: int,
     ended: Sequence[tuple[Params, TrialState, float | None, str | None]],
     *,
@@ -258,7 +259,7 @@ def add_ended(
     events.append(connection, stage.study_id, entries, now=now)
 
 
-def _new(stage: Stage, number: int, params: Params, state: TrialState, now: datetime) -> dict[str, Any]:
+def _new(stage: StageHead, number: int, params: Params, state: TrialState, now: datetime) -> dict[str, Any]:
     return {
         "study_id": stage.study_id,
         "stage_id": stage.id,
@@ -274,7 +275,7 @@ def _new(stage: Stage, number: int, params: Params, state: TrialState, now: date
     }
 
 
-def _insert(connection: Connection, stage: Stage, rows: list[dict[str, Any]]) -> None:
+def _insert(connection: Connection, stage: StageHead, rows: list[dict[str, Any]]) -> None:
     added = [
         (
             row["study_id"],

@@ -101,7 +101,7 @@ def test_equal_values_go_by_number() -> None:
 def test_a_curve_knows_its_mean_its_best_and_when_it_last_rose() -> None:
     curve = Curve(maximize=True, min_delta=0.05)
     for step, value in enumerate([0.2, 0.4, math.nan, 0.43, 0.44], 1):
-        curve.add(step, value)
+        curve = curve.after(step, value)
     assert (curve.last, curve.n, curve.best, curve.risen_at) == (5, 4, 0.44, 2)
     assert curve.mean == pytest.approx(0.3675)
 
@@ -117,9 +117,7 @@ def test_the_median_leaves_the_trial_itself_out() -> None:
 
 
 def test_worse_than_the_median_stops() -> None:
-    curve = Curve(maximize=False)
-    curve.add(1, 0.9)
-    curve.add(2, 0.7)
+    curve = Curve(maximize=False).after(1, 0.9).after(2, 0.7)
     assert median_says(curve, 5, 0.8, min_trials=5) is None
     assert median_says(curve, 5, 0.7, min_trials=5) is None
     assert median_says(curve, 4, 0.6, min_trials=5) is None
@@ -131,7 +129,7 @@ def test_patience_ends_what_stands_still() -> None:
     rule, curve = Patience(epochs=2, min_delta=0.01), Curve(maximize=True, min_delta=0.01)
     said = []
     for step, value in enumerate([0.5, 0.505, 0.52, 0.51, 0.525], 1):
-        curve.add(step, value)
+        curve = curve.after(step, value)
         said.append(patience_says(rule, curve))
     assert said[:4] == [None] * 4
     assert said[4] == "it has not become better by more than 0.01 for 2 epochs, since epoch 3"
