@@ -14,6 +14,7 @@ import pytest
 
 from hpsearch.errors import HpsearchError, InvalidInput, StoreError
 from hpsearch.logs import JsonLines, about
+from hpsearch.store import WouldWait
 from hpsearch_api import together
 from hpsearch_api.together import MOST, Together
 
@@ -127,6 +128,32 @@ def test_a_store_that_fails_is_not_asked_by_each(monkeypatch: pytest.MonkeyPatch
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(each) for each in found] == ["it is away"] * 3
         assert gate.batches == [[0], [1, 2]]
+        calls.close()
+
+    run(main())
+
+
+def test_what_can_be_done_at_once_needs_no_thread() -> None:
+    batches: list[tuple[list[int], str]] = []
+
+    def note(calls: Sequence[int]) -> list[int | HpsearchError]:
+        batches.append((list(calls), threading.current_thread().name))
+        return [InvalidInput("it is two") if call == 2 else 10 * call for call in calls]
+
+    def at_once(calls: Sequence[int]) -> list[int | HpsearchError]:
+        if 7 in calls:
+            raise WouldWait
+        return note(calls)
+
+    async def main() -> None:
+        calls: Together[int, int] = Together(note, name="test", most=3, at_once=at_once)
+        here = threading.current_thread().name
+        found = await asyncio.gather(*begin(calls, 1, 2, 3, 4), return_exceptions=True)
+        assert [str(each) for each in found] == ["10", "it is two", "30", "40"]
+        assert batches == [([1, 2, 3], here), ([4], here)], "what came in one turn of the loop is of one batch"
+        batches.clear()
+        assert await asyncio.gather(*begin(calls, 6, 7)) == [60, 70]
+        assert batches == [([6, 7], "test-1")]
         calls.close()
 
     run(main())

@@ -11,10 +11,10 @@ from hpsearch.errors import Conflict, InvalidSpec, NotFound
 from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec, parse_study
-from hpsearch.store import Asking, TrialQuery, WorkerHello, all_trials
+from hpsearch.store import Asking, TrialQuery, WorkerHello, WouldWait, all_trials
 from hpsearch.study import StageState, StudyState
 from hpsearch.testing import MemoryStore, alone
-from hpsearch.trial import Report, Result, Trial, TrialState
+from hpsearch.trial import Action, Report, Result, Trial, TrialState
 
 TTL = timedelta(seconds=30)
 
@@ -354,6 +354,23 @@ def test_several_workers_at_once(coordinator: Coordinator) -> None:
     outcomes = coordinator.finish_all(results)
     assert [[o.accepted for o in some] for some in outcomes] == [[True], [False]]
     assert coordinator.store.study("b").state is StudyState.COMPLETED
+
+
+@pytest.mark.parametrize("rule", ["none", "threshold", "patience", "median", "asha"])
+def test_where_trials_are_compared_more_than_reports_is_written(clock: Clock, rule: str) -> None:
+    rules: dict[str, dict[str, Any]] = {"threshold": {"value": 1.0}, "patience": {"epochs": 1}}
+    stage = {"name": "only", "trials": 2, "epochs": 9, "early_stopping": {"name": rule, **rules.get(rule, {})}}
+    first = Coordinator(MemoryStore(), clock=clock, lease_ttl=TTL)
+    first.submit(spec(stage))
+    held = ask(first, 2)
+    calls = [("w", [Report(each.lease.token, 1, {"score": 0.5})]) for each in held]
+    for coordinator in (first, Coordinator(first.store, clock=clock, lease_ttl=TTL)):  # one that knows, one that learns
+        if rule in ("median", "asha"):
+            with pytest.raises(WouldWait):
+                coordinator.report_all(calls, wait=False)
+        else:
+            found = coordinator.report_all(calls, wait=False)
+            assert [d.action for (d,) in found] == [Action.STOP if rule == "threshold" else Action.CONTINUE] * 2
 
 
 def test_wide_packs_that_ask_at_once_share_what_there_is(coordinator: Coordinator) -> None:

@@ -16,12 +16,12 @@ from sqlalchemy import Connection, text
 
 from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, StoreFull, StoreUnreachable
 from hpsearch.spec import parse_study
-from hpsearch.store import Store, TrialQuery, WorkerHello
+from hpsearch.store import Store, TrialQuery, WorkerHello, WouldWait
 from hpsearch.study import NewStage, StudyState
 from hpsearch.testing import alone
 from hpsearch.trial import Report, Result, TrialState
 from hpsearch_storage import open_store
-from hpsearch_storage.engine import Database
+from hpsearch_storage.engine import Database, GroupCommit
 from hpsearch_storage.urls import parse_url
 from stores import DOCUMENT, NOW, TTL, create, sentence
 
@@ -139,6 +139,64 @@ def test_a_group_is_one_commit(tmp_path: Path, sqlite_url: str) -> None:
     n = database.read(lambda connection: connection.execute(text("SELECT count(*) FROM workers")).scalar())
     assert n == 160
     assert len(commits) < 120, "many shared one"
+    database.close()
+
+
+def test_what_must_not_wait_is_not_made_to(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(parse_url(sqlite_url))
+    open_store(sqlite_url).close()
+
+    def add(connection: Connection) -> str:
+        name = f"w{connection.execute(text('SELECT count(*) FROM workers')).scalar()}"
+        connection.execute(text("INSERT INTO workers VALUES (:name, '{}', 0, 0)"), {"name": name})
+        return name
+
+    def patience(connection: Connection) -> Any:
+        return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+
+    assert database.write(add, wait=False) == "w0"
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(WouldWait):  # another process writes
+        database.write(add, wait=False)
+    assert time.monotonic() - began < 5
+    other.execute("ROLLBACK")
+    other.close()
+    assert database.write(patience) == 30_000, "who may wait does, as before"
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> str:
+        begun.set()
+        assert go_on.wait(20)
+        return add(connection)
+
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(database.write(hold)))
+    thread.start()
+    assert begun.wait(20)
+    with pytest.raises(WouldWait):  # another thread writes
+        database.write(add, wait=False)
+    go_on.set()
+    thread.join(20)
+    assert found == ["w1"]
+    assert database.write(add, wait=False) == "w2"
+
+    monkeypatch.setattr(GroupCommit, "SLOW_SECONDS", 0.0)
+    assert database.write(add) == "w3"
+    with pytest.raises(WouldWait):  # the disk was slow just now
+        database.write(add, wait=False)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + GroupCommit.WARY_SECONDS)
+    assert database.write(add, wait=False) == "w4"
+    database.close()
+
+
+def test_a_database_elsewhere_is_always_waited_for(postgres_url: str) -> None:
+    database = Database(parse_url(postgres_url))
+    with pytest.raises(WouldWait):
+        database.write(lambda connection: connection.execute(text("SELECT 1")).scalar(), wait=False)
+    assert database.write(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
     database.close()
 
 
