@@ -17,7 +17,7 @@ from hpsearch import advancing
 from hpsearch.advancing import OwnStage
 from hpsearch.budget import Budget
 from hpsearch.drawing import Drawer
-from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound
+from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound, WouldWait
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage, ResumeFrom
 from hpsearch.search.samplers import check_samplers
@@ -25,7 +25,7 @@ from hpsearch.space import Params, check_params
 from hpsearch.spec import StudySpec
 from hpsearch.stages import Stages
 from hpsearch.stopper import Stopper
-from hpsearch.store import Asking, Store, WorkerHello, WouldWait
+from hpsearch.store import Asking, Store, WorkerHello, as_kinds
 from hpsearch.study import Border, Stage, StageState, Study, StudyState
 from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
 from hpsearch.verdicts import judge as verdicts_of
@@ -206,7 +206,7 @@ class Coordinator:
         self, worker: WorkerHello, capacity: int, *, study: str | None = None, kinds: Iterable[str] | None = None
     ) -> list[Assignment]:
         """Up to ``capacity`` trials for a worker. Raises NotFound if ``study`` names none."""
-        (found,) = self.lease_all([Asking(worker, capacity, study, _sorted(kinds))])
+        (found,) = self.lease_all([Asking(worker, capacity, study, as_kinds(kinds))])
         if isinstance(found, NotFound):
             raise found
         return found
@@ -253,7 +253,7 @@ class Coordinator:
 
         Raises NotFound if ``study`` names none.
         """
-        (found,) = self.queues([(study, _sorted(kinds))])
+        (found,) = self.queues([(study, as_kinds(kinds))])
         if isinstance(found, NotFound):
             raise found
         return found
@@ -399,10 +399,6 @@ class Coordinator:
         """End every stage that is over, and open what follows. See :class:`hpsearch.stages.Stages`."""
         if self.stages.settle():
             self._changed()
-
-
-def _sorted(kinds: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if kinds is None else tuple(sorted(set(kinds)))
 
 
 def _shared_out(answers: Sequence[T], calls: Sequence[tuple[str, Sequence[Any]]]) -> list[list[T]]:

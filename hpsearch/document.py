@@ -16,8 +16,13 @@ MAX_NODES = 100_000
 """A document with more keys and values than this (aliases counted each time) is refused."""
 
 
+def is_storable(text: str) -> bool:
+    """Whether every store can hold a text: no database keeps a NUL, or half of a surrogate pair."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
+
+
 def _storable(text: str) -> str:
-    if "\0" in text or not (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)):
+    if not is_storable(text):
         raise PydanticCustomError("text", "the text holds a NUL or half of a surrogate pair, which no database keeps")
     return text
 
@@ -70,8 +75,6 @@ def faults_of(error: ValidationError, document: Any) -> list[Fault]:
             path.append(context["key"])
         elif item["type"] == "missing":
             msg = "this key is missing"
-        elif item["type"] == "extra_forbidden":
-            msg = "there is no such key here"
         elif item["type"] == "union_tag_invalid":
             tag = str(context["discriminator"]).strip("'")
             known = [t.strip(" '") for t in str(context["expected_tags"]).split(",")]

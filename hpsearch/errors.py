@@ -181,3 +181,7 @@ class OutOfMemory(HpsearchError):
 
 class Interrupted(HpsearchError):
     """Training was told to stop in mid-epoch. The pack is of no further use: its trials start anew elsewhere."""
+
+
+class WouldWait(Exception):
+    """What must not wait cannot be done at once, and is not done: a sign to the caller, never told to a user."""

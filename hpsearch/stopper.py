@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
 
-from hpsearch.errors import NotFound
+from hpsearch.errors import NotFound, WouldWait
 from hpsearch.methods import EarlyStopping, Halving, MedianRule, NoStopping, Patience, Threshold
 from hpsearch.search.stopping import (
     Curve,
@@ -31,7 +31,7 @@ from hpsearch.search.stopping import (
     threshold_says,
 )
 from hpsearch.spec import Metric
-from hpsearch.store import Store, WouldWait
+from hpsearch.store import Store
 from hpsearch.study import Stage
 from hpsearch.trial import (
     Action,

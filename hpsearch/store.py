@@ -110,6 +110,11 @@ class WorkerHello:
     info: dict[str, Any]
 
 
+def as_kinds(kinds: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Kinds of objectives in one order, so that who asks for the same asks alike; None: all."""
+    return None if kinds is None else tuple(sorted(set(kinds)))
+
+
 @dataclass(frozen=True, slots=True)
 class Asking:
     """What a worker asks for.
@@ -143,10 +148,6 @@ class Logs(Protocol):
     def of_trial(self, study_id: int, number: int) -> str | None:
         """The text of a trial, None if it wrote nothing. Raises NotFound if there is no such trial."""
         ...
-
-
-class WouldWait(Exception):
-    """The store cannot do it at once; nothing was done."""
 
 
 class Store(Protocol):

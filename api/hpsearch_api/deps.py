@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request
 
 from hpsearch.coordinator import Coordinator
+from hpsearch.document import is_storable
 from hpsearch.errors import Fault, InvalidSpec
 from hpsearch.study import Study
 from hpsearch_api.changes import Changes
@@ -61,7 +62,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def check_text(value: str, loc: str) -> str:
     """A text from a URL or header that every store can hold. Raises InvalidSpec."""
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    if not is_storable(value):
         raise InvalidSpec([Fault(loc, "the text holds a NUL or half of a surrogate pair")])
     return value
 

@@ -53,11 +53,11 @@ def problem(
 
 def install(app: FastAPI) -> None:
     """Answer every error of ours, of FastAPI's validation and of HTTP with a problem (or a page, to a browser)."""
-    app.add_exception_handler(HpsearchError, _ours)
+    app.add_exception_handler(HpsearchError, _other)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UnicodeEncodeError, _half_a_character)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(HTTPException, _other)
+    app.add_exception_handler(Exception, _other)
 
 
 def answer(request: Request, status: int, detail: str, faults: list[Fault] | None = None) -> Response:
@@ -74,12 +74,14 @@ def of(request: Request, error: Exception) -> Response:
     """The answer to an error of ours, of HTTP, or to one that nobody foresaw."""
     if isinstance(error, HpsearchError):
         return _of_ours(request, error)
-    return _of_http(request, error) if isinstance(error, HTTPException) else _of_others(request, error)
+    if isinstance(error, HTTPException):
+        return _of_http(request, error)
+    log.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "something went wrong in the server; its log says what")
 
 
-async def _ours(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HpsearchError)
-    return _of_ours(request, error)
+async def _other(request: Request, error: Exception) -> Response:
+    return of(request, error)
 
 
 def _of_ours(request: Request, error: HpsearchError) -> Response:
@@ -111,6 +113,8 @@ def _sentence(item: dict[str, Any]) -> str:
         return f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
     if isinstance(item.get("input"), bytes):
         return "the body is not JSON: send it as Content-Type: application/json"
+    if item["type"] == "extra_forbidden":
+        return "there is no such key here"
     value = repr(item.get("input"))
     short = value if len(value) <= 80 else value[:77] + "..."
     return str(item["msg"]) if item["type"] in ("missing", "unknown_key") else f"{item['msg']}, but is {short}"
@@ -121,11 +125,6 @@ async def _half_a_character(request: Request, error: Exception) -> Response:
     assert isinstance(error, UnicodeEncodeError)
     fault = Fault("", f"the text {error.object[:40]!a} holds half of a surrogate pair, which is no character")
     return answer(request, 422, str(fault), [fault])
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _of_http(request, error)
 
 
 def _of_http(request: Request, error: HTTPException) -> Response:
@@ -141,12 +140,3 @@ def _why_not_json(cause: BaseException) -> str:
     if isinstance(cause, UnicodeDecodeError):
         return "it is not UTF-8"
     return "it is nested too deep" if isinstance(cause, RecursionError) else str(cause)
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    return _of_others(request, error)
-
-
-def _of_others(request: Request, error: Exception) -> Response:
-    log.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "something went wrong in the server; its log says what")

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from hpsearch.errors import HpsearchError, StoreError
-from hpsearch.store import WouldWait
+from hpsearch.errors import HpsearchError, StoreError, WouldWait
 
 Q = TypeVar("Q")
 A = TypeVar("A")

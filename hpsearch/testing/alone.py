@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from hpsearch.store import Asking, Store, WorkerHello
+from hpsearch.store import Asking, Store, WorkerHello, as_kinds
 from hpsearch.trial import Decision, Judge, Lease, Outcome, Report, Result, as_told
 
 
@@ -21,7 +21,7 @@ def lease(
     max_lost: int = 3,
 ) -> list[Lease]:
     """Give one worker trials."""
-    asking = Asking(worker, capacity, study, None if kinds is None else tuple(kinds))
+    asking = Asking(worker, capacity, study, as_kinds(kinds))
     return store.lease([asking], now=now, ttl=ttl, max_lost=max_lost)[0]
 
 

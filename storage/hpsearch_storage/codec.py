@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from hpsearch.document import is_storable
 from hpsearch.errors import InvalidInput
 from hpsearch.space import Space
 from hpsearch.spec import StageSpec, StudySpec
@@ -45,7 +46,7 @@ def from_micros(micros: int) -> datetime:
 
 def check_text(text: str) -> str:
     """The text itself. Raises InvalidInput if a database cannot hold it."""
-    if "\0" in text or not _is_unicode(text):
+    if not is_storable(text):
         raise InvalidInput(f"the text {text[:50]!r} holds a NUL or half of a surrogate pair, which no database keeps")
     return text
 
@@ -161,10 +162,6 @@ def _encodable(value: Any) -> Any:
 
 def _name(value: float) -> str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _short(number: int) -> str:

@@ -19,8 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from hpsearch.errors import StoreError, StoreFull
-from hpsearch.store import WouldWait
+from hpsearch.errors import StoreError, StoreFull, WouldWait
 from hpsearch_storage.faults import Disconnected, Transient, translated
 from hpsearch_storage.urls import file_of, shown
 

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from hpsearch.coordinator import Coordinator
 from hpsearch_api.app import create_app
+from hpsearch_api.lease_models import LeaseView
 from hpsearch_api.security import Limits
 from hpsearch_storage import open_store
 
@@ -144,6 +145,7 @@ def test_a_trial_is_leased_reported_and_finished(client: TestClient) -> None:
     assert item["objective"] == {"kind": "external"}
     assert item["metric"] == {"name": "score", "direction": "maximize"}
     assert set(item["params"]) == {"lr", "kind"}
+    assert LeaseView.model_validate(item).model_dump(mode="json") == item, "as the interface describes it"
     report = {"token": item["token"], "step": 1, "metrics": {"score": 0.5, "loss": "NaN", "x": "-Infinity"}}
     answer = client.post("/api/v1/leases/report", json={"worker": "w", "reports": [report]})
     assert answer.json() == {"decisions": [{"token": item["token"], "action": "continue", "reason": None}]}
@@ -467,4 +469,7 @@ def test_wrong_methods_paths_and_sizes_are_problems_too(client: TestClient) -> N
     streamed = (b"x" * 2**20 for _ in range(Limits().body // 2**20 + 1))
     assert_problem(client.post("/api/v1/studies", content=streamed), 413)
     assert_problem(client.post("/api/v1/leases", json={"worker": "w", "capacty": 1}), 422, "did you mean 'capacity'")
+    report = {"worker": "w", "reports": [{"token": "t", "stpe": 1}]}
+    answer = client.post("/api/v1/leases/report", json=report)
+    assert_problem(answer, 422, "reports.0.stpe: there is no such key here")
     assert_problem(client.post("/api/v1/leases", content=b"{"), 422, "not JSON")

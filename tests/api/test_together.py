@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from hpsearch.errors import HpsearchError, InvalidInput, StoreError
+from hpsearch.errors import HpsearchError, InvalidInput, StoreError, WouldWait
 from hpsearch.logs import JsonLines, about
-from hpsearch.store import WouldWait
 from hpsearch_api import together
 from hpsearch_api.together import MOST, Together
 

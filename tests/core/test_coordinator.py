@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from hpsearch.coordinator import Assignment, Coordinator
-from hpsearch.errors import Conflict, InvalidSpec, NotFound
+from hpsearch.errors import Conflict, InvalidSpec, NotFound, WouldWait
 from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec, parse_study
-from hpsearch.store import Asking, TrialQuery, WorkerHello, WouldWait, all_trials
+from hpsearch.store import Asking, TrialQuery, WorkerHello, all_trials
 from hpsearch.study import StageState, StudyState
 from hpsearch.testing import MemoryStore, alone
 from hpsearch.trial import Action, Report, Result, Trial, TrialState

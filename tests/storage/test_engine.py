@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
-from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, StoreFull, StoreUnreachable
+from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, StoreFull, StoreUnreachable, WouldWait
 from hpsearch.spec import parse_study
-from hpsearch.store import Store, TrialQuery, WorkerHello, WouldWait
+from hpsearch.store import Store, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, StudyState
 from hpsearch.testing import alone
 from hpsearch.trial import Report, Result, TrialState

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from hpsearch._version import __version__
 from hpsearch.coordinator import Assignment, Coordinator, Queued
 from hpsearch.document import Text
-from hpsearch.store import Asking, WorkerHello
+from hpsearch.store import Asking, WorkerHello, as_kinds
 from hpsearch.trial import Decision, Outcome, Report, Result, TrialState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
@@ -77,8 +77,7 @@ async def lease(
 ) -> Response:
     """Lease trials, first what this worker still holds; waits up to `wait_seconds` for something to do."""
     hello = WorkerHello(body.worker, body.session, dict(body.info))
-    kinds = None if body.kinds is None else tuple(sorted(set(body.kinds)))
-    asking = Asking(hello, body.capacity, body.study, kinds)
+    asking = Asking(hello, body.capacity, body.study, as_kinds(body.kinds))
     deadline = time.monotonic() + body.wait_seconds
     again = min(ASK_AGAIN, coordinator.lease_ttl.total_seconds() / 2)
     asked_at = -math.inf
