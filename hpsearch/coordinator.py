@@ -319,7 +319,7 @@ class Coordinator:
             WouldWait: ``wait`` is False, and the store cannot do it at once.
         """
         reports = [report for _, some in calls for report in some]
-        if not wait and self.stopper.is_asked(reports):
+        if not wait and self.stopper.climbs(reports):
             raise WouldWait
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report(

@@ -109,9 +109,10 @@ class Stopper:
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
 
-    def is_asked(self, reports: Sequence[Report]) -> bool:
-        """Whether a rule that looks at other trials is known to have a say: then more than reports is written."""
-        return any(report.token in self._places for report in reports)
+    def climbs(self, reports: Sequence[Report]) -> bool:
+        """Whether one is of a trial that is known to climb rungs: whom that lets on is written after the reports."""
+        places = (self._places.get(report.token) for report in reports)
+        return any(place is not None and isinstance(self._rule(*place[:3]), Halving) for place in places)
 
     def plan(self, reports: Sequence[Report]) -> Plan:
         """What the reports say of rungs, of those trials that this server knows enough of."""
@@ -181,25 +182,27 @@ class Stopper:
             for index, (report, (_, _, _, place)) in enumerate(zip(reports, decisions, strict=True))
             if report.step is not None and place is not None and not isinstance(self._rule(*place[:3]), NoStopping)
         ]
-        if not wait and any(isinstance(self._rule(*each.place[:3]), Halving | MedianRule) for each in said):
-            raise WouldWait
         answers = list(decisions)
         promoted = False
         for key, items in _by_stage(said).items():
             with contextlib.suppress(NotFound):  # deleted just now: the next report will be told
-                reasons, any_promoted = self._reasons(*self._stage(*key), items, plan)
+                reasons, any_promoted = self._reasons(*self._stage(*key), items, plan, wait=wait)
                 promoted |= any_promoted
                 for index, reason in reasons.items():
                     answers[index] = answers[index]._replace(action=Action.STOP, reason=reason)
         return answers, promoted
 
-    def _reasons(self, stage: Stage, metric: Metric, said: Sequence[_Said], plan: Plan) -> tuple[dict[int, str], bool]:
+    def _reasons(
+        self, stage: Stage, metric: Metric, said: Sequence[_Said], plan: Plan, *, wait: bool
+    ) -> tuple[dict[int, str], bool]:
         """Answer → why its trial is to stop; and whether another was promoted."""
         rule, maximize = stage.spec.early_stopping, metric.direction == "maximize"
         heard = _heard(stage, metric, said)
         if isinstance(rule, NoStopping) or not heard:
             return {}, False
         if isinstance(rule, Halving):
+            if not wait:
+                raise WouldWait
             ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
             return ladder.climb(heard, plan.places, self._clock())
         if isinstance(rule, Threshold):
@@ -211,7 +214,7 @@ class Stopper:
                 found = {index: patience_says(rule, curve) for index, (_, curve) in curves.items()}
             else:
                 ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
-                found = ladder.median_reasons(rule, curves)
+                found = ladder.median_reasons(rule, curves, wait=wait)
         return {index: reason for index, reason in found.items() if reason is not None}, False
 
     def ends_as(self, study_id: int, study: str, stage: str, state: TrialState) -> TrialState:
@@ -425,8 +428,14 @@ class Ladder:
             self._store.let_on(self._stage_id, [], promoted=reasons, now=now)
         return bool(reasons)
 
-    def median_reasons(self, rule: MedianRule, curves: Mapping[int, tuple[_Said, Curve]]) -> dict[int, str | None]:
-        """Take note of running means; answer → why its trial is to stop."""
+    def median_reasons(
+        self, rule: MedianRule, curves: Mapping[int, tuple[_Said, Curve]], *, wait: bool
+    ) -> dict[int, str | None]:
+        """Take note of running means; answer → why its trial is to stop.
+
+        Raises:
+            WouldWait: ``wait`` is False, and some are not in the store yet.
+        """
         at = {
             index: (place, curve)
             for index, (said, curve) in curves.items()
@@ -436,6 +445,8 @@ class Ladder:
             return {}
         with self._lock:
             values = {place: curve.mean for place, curve in at.values() if not self._knows(place)}
+            if values and not wait:
+                raise WouldWait
             if values:
                 self._follow(values)
             return {

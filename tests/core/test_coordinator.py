@@ -357,20 +357,25 @@ def test_several_workers_at_once(coordinator: Coordinator) -> None:
 
 
 @pytest.mark.parametrize("rule", ["none", "threshold", "patience", "median", "asha"])
-def test_where_trials_are_compared_more_than_reports_is_written(clock: Clock, rule: str) -> None:
+def test_what_is_written_after_reports_is_waited_for(clock: Clock, rule: str) -> None:
     rules: dict[str, dict[str, Any]] = {"threshold": {"value": 1.0}, "patience": {"epochs": 1}}
     stage = {"name": "only", "trials": 2, "epochs": 9, "early_stopping": {"name": rule, **rules.get(rule, {})}}
     first = Coordinator(MemoryStore(), clock=clock, lease_ttl=TTL)
     first.submit(spec(stage))
     held = ask(first, 2)
-    calls = [("w", [Report(each.lease.token, 1, {"score": 0.5})]) for each in held]
-    for coordinator in (first, Coordinator(first.store, clock=clock, lease_ttl=TTL)):  # one that knows, one that learns
-        if rule in ("median", "asha"):
+    knows_too_little = Coordinator(first.store, clock=clock, lease_ttl=TTL)
+    for step, coordinator in enumerate((first, first, knows_too_little), 1):
+        calls = [("w", [Report(each.lease.token, step, {"score": 0.5 + step / 10})]) for each in held]
+        if rule == "asha" or (rule == "median" and coordinator is knows_too_little):
             with pytest.raises(WouldWait):
                 coordinator.report_all(calls, wait=False)
+            found = coordinator.report_all(calls)
         else:
             found = coordinator.report_all(calls, wait=False)
+        if rule != "asha":
             assert [d.action for (d,) in found] == [Action.STOP if rule == "threshold" else Action.CONTINUE] * 2
+    steps = first.store.metrics(held[0].lease.study_id, [0])
+    assert [each.values["score"] for each in steps] == [0.6, 0.7, 0.8]
 
 
 def test_wide_packs_that_ask_at_once_share_what_there_is(coordinator: Coordinator) -> None:
