@@ -169,9 +169,9 @@ def load(name: str, address: str, study: str) -> optuna.Study:
     return optuna.load_study(study_name=study, storage=connect(name, address), sampler=sampler, pruner=pruner)
 
 
-def _work(pipe: Connection, name: str, address: str) -> None:
+def _work(pipe: Connection, name: str, address: str, study_name: str) -> None:
     quiet()
-    study = load(name, address, "work")
+    study = load(name, address, study_name)
     one_trial(study, prune=False)
     pipe.send("ready")
     while (job := pipe.recv()) is not None:
@@ -186,12 +186,12 @@ def _work(pipe: Connection, name: str, address: str) -> None:
 class Crew:
     """Client processes of one contender."""
 
-    def __init__(self, name: str, address: str, size: int) -> None:
+    def __init__(self, name: str, address: str, study: str, size: int) -> None:
         context = mp.get_context("spawn")
         self._pipes = []
         for _ in range(size):
             pipe, theirs = context.Pipe()
-            context.Process(target=_work, args=(theirs, name, address), daemon=True).start()
+            context.Process(target=_work, args=(theirs, name, address, study), daemon=True).start()
             self._pipes.append(pipe)
         for pipe in self._pipes:
             pipe.recv()
@@ -279,8 +279,10 @@ def _fill_rdb(url: str, study: str, n: int) -> None:
 
 
 def measure_work(contenders: Contenders, size: int, seconds: float, rounds: int, *, prune: bool) -> dict[str, float]:
-    """Medians of trials per second, and of their ratio under ``ratio``."""
-    crews = {name: Crew(name, contenders.addresses[name], size) for name in ("ours", "proxy")}
+    """Medians of trials per second, and of their ratio under ``ratio``, on a study of its own."""
+    study = f"work-{size}{'-prune' if prune else ''}"
+    fill(contenders, study, N_BEFORE)
+    crews = {name: Crew(name, contenders.addresses[name], study, size) for name in ("ours", "proxy")}
     rates: dict[str, list[float]] = {name: [] for name in crews}
     for _ in range(rounds):
         for name, crew in crews.items():
@@ -317,7 +319,6 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
         contenders = Contenders(stack.enter_context(postgres()), stack)
-        fill(contenders, "work", N_BEFORE)
         for size in (1, 8):
             for prune in (False,) if options.quick else (False, True):
                 found = measure_work(contenders, size, options.seconds, options.rounds, prune=prune)

@@ -57,7 +57,9 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._patience = 5.0
 
     def _read(self) -> None:
         assert self.popen.stdout is not None
@@ -66,6 +68,10 @@ class Process:
 
     @property
     def output(self) -> str:
+        """All of it, once the process has ended; a child that lives on and may write more is waited for once."""
+        if self.popen.poll() is not None:
+            self._reader.join(self._patience)
+            self._patience = 0.0
         return "".join(self.lines)
 
     def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:

@@ -85,7 +85,7 @@ def test_tokens_from_making_to_revoking(house: House, sqlite_url: str, tmp_path:
     eventually(is_refused, 10)
     server = house.processes[2]
     eventually(lambda: '"path": "/api/v1/leases", "status": 401' in server.output, 10, lambda: server.output)
-    audit = [json.loads(line) for line in server.lines if line.startswith("{")]
+    audit = [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
     done = [(line["who"], line["method"], line["path"]) for line in audit if line["logger"] == "hpsearch.audit"]
     assert ("boss", "POST", "/api/v1/studies") in done
     assert (None, "POST", "/api/v1/leases") in done
