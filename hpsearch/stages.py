@@ -72,7 +72,10 @@ class Stages:
     def _go_on(self, study: Study, stage: Stage) -> bool:
         """Open the next stage of the plan, hold for it, or end the study."""
         if stage.plan + 1 >= len(study.spec.stages):
-            return self._end(study, StudyState.COMPLETED, None)
+            is_fruitful = stage.counts.get(TrialState.COMPLETED, 0) > 0
+            return self._end(
+                study, StudyState.COMPLETED, None if is_fruitful else self._why_none_completed(study, stage)
+            )
         if self._next_is_manual(study, stage):
             name = study.spec.stages[stage.plan + 1].name
             reason = f"the stage {name!r} waits for you: see what is proposed, then resume the study or open another"

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-MAX_LOST = 3
+MAX_LOST = MAX_FAILED = 3
 FINISHED = ("completed", "pruned", "diverged", "failed")
 
 
@@ -63,7 +63,14 @@ def check(url: str, journals: Sequence[dict[str, Any]]) -> tuple[list[str], dict
     faults += _of_studies(studies, stages, trials, events)
     faults += _of_trials(trials, attempts, went_on)
     faults += _of_journals(journals, trials, attempts, metrics)
+    by_stage: dict[int, Counter[str]] = defaultdict(Counter)
+    for trial in trials.values():
+        by_stage[trial["stage_id"]][trial["state"]] += 1
+    n_given_up = sum(map(is_given_up, by_stage.values()))
+    if n_given_up > max(1, len(stages) // 50):
+        faults.append(f"{n_given_up} of {len(stages)} stages were given up")
     counts = Counter(entry["kind"] for entry in journals)
+    counts |= Counter({"stages": len(stages), "stages given up": n_given_up})
     counts |= Counter({f"trials {state}": n for state, n in Counter(t["state"] for t in trials.values()).items()})
     counts |= Counter({f"attempts {state}": n for state, n in Counter(a["state"] for a in attempts.values()).items()})
     return faults, dict(counts)
@@ -89,12 +96,21 @@ def _of_studies(studies: Any, stages: Any, trials: Any, events: Any) -> list[str
         mine = [t for t in trials.values() if t["stage_id"] == stage["id"]]
         where = f"the stage {stage['name']} of study {stage['study_id']}"
         states = Counter(t["state"] for t in mine)
-        if len(mine) != stage["n_trials"] or sum(states[s] for s in FINISHED) != stage["n_trials"]:
+        if is_given_up(states):  # where the first trials all lost their workers, and the study says so
+            (owner,) = [study for study in studies if study["id"] == stage["study_id"]]
+            if f"no trial of the stage {stage['name']!r} completed" not in (owner["reason"] or ""):
+                faults.append(f"{where} was given up in silence: {owner['reason']!r}")
+        elif len(mine) != stage["n_trials"] or sum(states[s] for s in FINISHED) != stage["n_trials"]:
             faults.append(f"{where} of {stage['n_trials']} trials trained {dict(states)}")
         faults += [f"{where} counts {stage[f'n_{s}']} {s}, not {n}" for s, n in states.items() if stage[f"n_{s}"] != n]
         if stage["n_created"] != len(mine):
             faults.append(f"{where} counts {stage['n_created']} created, not {len(mine)}")
     return faults
+
+
+def is_given_up(states: Counter[str]) -> bool:
+    """Whether at least three trials failed, and none ended in another way before the rest was cancelled."""
+    return states["failed"] >= MAX_FAILED and states["cancelled"] > 0 and set(states) == {"failed", "cancelled"}
 
 
 def _of_trials(trials: Any, attempts: Any, went_on: Any) -> list[str]:

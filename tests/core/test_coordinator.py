@@ -175,6 +175,18 @@ def test_a_study_whose_first_trials_all_fail_ends_with_the_reason(coordinator: C
     assert ask(coordinator, 1) == []
 
 
+def test_a_last_stage_that_comes_to_nothing_is_told_of(coordinator: Coordinator) -> None:
+    coordinator.submit(spec({"name": "coarse", "trials": 4}, {"name": "fine", "trials": 9}))
+    for assignment in ask(coordinator, 4):
+        coordinator.finish("w", [Result(assignment.lease.token, TrialState.COMPLETED, 1.0)])
+    failed = [Result(a.lease.token, TrialState.FAILED, None, "no such data") for a in ask(coordinator, 3)]
+    coordinator.finish("w", failed)
+    study = coordinator.store.study("s")
+    assert study.state is StudyState.COMPLETED, "an earlier stage has a result"
+    assert study.reason == "no trial of the stage 'fine' completed (3 failed): no such data"
+    assert {t.state for t in trials(coordinator) if t.stage == "fine"} == {TrialState.FAILED, TrialState.CANCELLED}
+
+
 def test_one_success_among_failures_lets_the_study_go_on(coordinator: Coordinator) -> None:
     coordinator.submit(spec())
     leases = ask(coordinator, 6)
