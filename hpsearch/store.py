@@ -167,6 +167,9 @@ class Store(Protocol):
     reading of the test split; ``thinned`` → ``{keep_every, n_removed, trials}``, metrics that were removed.
     """
 
+    is_local: bool
+    """Whether it is in this process: then a small write takes no longer than it takes to wake a thread."""
+
     @property
     def logs(self) -> Logs:
         """What trials wrote."""
@@ -395,8 +398,7 @@ class Store(Protocol):
             the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
 
         Raises:
-            WouldWait: ``wait`` is False, and it could take long: others write, the disk is slow, or the database is
-                another process.
+            WouldWait: ``wait`` is False, and others write, the disk is slow, or the store is not local.
         """
         ...
 

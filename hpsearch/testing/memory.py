@@ -39,6 +39,8 @@ from hpsearch.trial import (
 class MemoryStore(Rungs):
     """:class:`hpsearch.store.Store` in dictionaries under one lock. Nothing survives the process."""
 
+    is_local = True
+
     def __init__(self) -> None:
         super().__init__()
         self._tries: dict[str, Try] = {}

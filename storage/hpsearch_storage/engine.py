@@ -65,17 +65,25 @@ class Database:
         Raises:
             WouldWait: ``wait`` is False, and others write, the disk is slow, or the database is another process.
         """
+        if not wait:
+            return self._write_at_once(work)
         started = time.perf_counter()
         try:
-            return self._write(work, wait=wait)
+            return self._write(work)
         finally:
             self.observe("write", time.perf_counter() - started)
 
-    def _write(self, work: Callable[[Connection], T], *, wait: bool) -> T:
-        if self.is_sqlite:
-            return self._group.write(work) if wait else self._group.write_at_once(work)
-        if not wait:
+    def _write_at_once(self, work: Callable[[Connection], T]) -> T:
+        if not self.is_sqlite:
             raise WouldWait
+        started = time.perf_counter()
+        answer = self._group.write_at_once(work)
+        self.observe("write", time.perf_counter() - started)
+        return answer
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        if self.is_sqlite:
+            return self._group.write(work)
         for turn in range(_RETRIES):
             has_worked = False
             try:

@@ -84,6 +84,7 @@ class SqlStore:
 
     def __init__(self, database: Database, *, on_close: Callable[[], None] = lambda: None) -> None:
         self._database = database
+        self.is_local = database.is_sqlite
         self._on_close = on_close
         self._heard = workers.Heard()
         self.logs = Logs(database)

@@ -51,8 +51,9 @@ class Calls:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.lease: Together[Asking, list[Assignment]] = Together(coordinator.lease_all, name="lease")
+        at_once = partial(coordinator.report_all, wait=False) if coordinator.store.is_local else None
         self.report: Together[tuple[str, list[Report]], list[Decision]] = Together(
-            coordinator.report_all, name="report", at_once=partial(coordinator.report_all, wait=False)
+            coordinator.report_all, name="report", at_once=at_once
         )
         self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(coordinator.finish_all, name="finish")
         self.queue: Together[Queued, tuple[int, int]] = Together(coordinator.queues, name="queue", most=100_000)
