@@ -168,7 +168,7 @@ class GroupCommit:
     """Works in one transaction: so many wait for the last of them."""
     SLOW_SECONDS = 0.05
     """A commit that takes longer waits for a slow disk."""
-    WARY_SECONDS = 10.0
+    WARY_SECONDS = 1.0
     """So long after one, nothing is written by a thread that must not wait."""
 
     def __init__(self, engine: Engine, url: URL, *, patience: timedelta) -> None:
