@@ -154,6 +154,7 @@ def test_what_must_not_wait_is_not_made_to(tmp_path: Path, sqlite_url: str, monk
     def patience(connection: Connection) -> Any:
         return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
 
+    monkeypatch.setattr(GroupCommit, "SLOW_SECONDS", 60.0)
     assert database.write(add, wait=False) == "w0"
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
