@@ -20,6 +20,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from optuna_dashboard import wsgi
 
 from hpsearch.client import Client
 from hpsearch.coordinator import Coordinator
@@ -241,3 +242,18 @@ def test_the_wrong_token(tmp_path: Path) -> None:
         server.should_exit = True
         thread.join()
         store.close()
+
+
+# -- Optuna's dashboard ---------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_opens_it(storage: ServiceStorage) -> None:
+    study = optuna.create_study(study_name="shown", storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    dashboard = httpx2.Client(transport=httpx2.WSGITransport(wsgi(storage)), base_url="http://dashboard")
+    listed = dashboard.get("/api/studies").json()["study_summaries"]
+    assert study._study_id in [each["study_id"] for each in listed if each["study_name"] == "shown"]
+    shown = dashboard.get(f"/api/studies/{study._study_id}", params={"after": 0}).json()
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete"] * 3
+    assert [trial["values"] for trial in shown["trials"]] == [[trial.value] for trial in study.trials]
+    assert "<html" in dashboard.get(f"/dashboard/studies/{study._study_id}").text.lower()
