@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from hpsearch.store import WorkerHello
 from hpsearch.trial import Attempt, AttemptState
 from hpsearch_storage import tables, trials
-from hpsearch_storage.codec import check_text, check_whole, chunks, to_micros
+from hpsearch_storage.codec import check_text, check_whole, to_micros
 from hpsearch_storage.prepared import Bulk, Change, Rows, Statement
 from hpsearch_storage.trials import TrialRow
 
@@ -115,8 +115,11 @@ _RENEW = Bulk(
         WHERE attempts.id = given.id""",
     types={"expires_at": "bigint", "session": "text", "id": "bigint"},
 )
-_END = Statement(
-    "UPDATE attempts SET state = %s, reason = %s, ended_at = %s WHERE id = ANY (%s::bigint[]) AND state = 'running'"
+_END = Bulk(
+    sqlite="UPDATE attempts SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND state = 'running'",
+    postgres="""UPDATE attempts SET state = given.state, reason = given.reason, ended_at = given.ended_at FROM {rows}
+        WHERE attempts.id = given.id AND attempts.state = 'running'""",
+    types={"state": "text", "reason": "text", "ended_at": "bigint", "id": "bigint"},
 )
 
 
@@ -185,18 +188,17 @@ def of_trial(connection: Connection, study_id: int, number: int) -> list[Attempt
     ]
 
 
-def start(
-    connection: Connection, started: Sequence[tuple[TrialRow, WorkerHello]], *, now: datetime, expires_at: datetime
-) -> list[str]:
-    """Begin an attempt at each trial (``n_attempts`` counts it already) for a worker; returns their tokens."""
+def to_start(
+    started: Sequence[tuple[TrialRow, WorkerHello]], *, now: datetime, expires_at: datetime
+) -> tuple[list[str], Change]:
+    """Begin an attempt at each trial (``n_attempts`` counts it already) for a worker: their tokens, and the change."""
     tokens = [secrets.token_urlsafe(18) for _ in started]
     times = (to_micros(now), to_micros(expires_at))
     rows = [
         (trial.id, trial.study_id, trial.n_attempts, token, hello.name, hello.session, *times)
         for (trial, hello), token in zip(started, tokens, strict=True)
     ]
-    _START.run(connection, rows)
-    return tokens
+    return tokens, (_START, rows)
 
 
 def renew(connection: Connection, held: Iterable[tuple[AttemptRow, str | None]], expires_at: datetime) -> None:
@@ -215,12 +217,10 @@ def to_renew(last_steps: dict[int, int | None], *, expires_at: datetime) -> Chan
     ]
 
 
-def end(
-    connection: Connection, ids: Iterable[int], state: AttemptState, *, reason: str | None = None, now: datetime
-) -> None:
+def to_end(ids: Iterable[int], state: AttemptState, *, reason: str | None = None, now: datetime) -> Change:
     """End running attempts alike."""
-    for some in chunks(sorted(ids)):
-        _END.run(connection, state.value, reason, to_micros(now), list(some))
+    at = to_micros(now)
+    return _END, [(state.value, reason, at, attempt_id) for attempt_id in sorted(ids)]
 
 
 def cancel_all(connection: Connection, study_id: int, *, reason: str | None, now: datetime) -> None:

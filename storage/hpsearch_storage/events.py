@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from hpsearch.errors import NotFound
 from hpsearch.study import Event
 from hpsearch_storage import tables
 from hpsearch_storage.codec import encode, to_micros
-from hpsearch_storage.prepared import Bulk, Statement
+from hpsearch_storage.prepared import Bulk, Change, Statement
 
 Entry = tuple[str, dict[str, Any]]
 """Kind and data of an event."""
@@ -21,6 +21,19 @@ _ADD = Bulk(
     sqlite="INSERT INTO events (study_id, seq, kind, at, data) VALUES (?, ?, ?, ?, ?)",
     postgres="INSERT INTO events (study_id, seq, kind, at, data) SELECT study_id, seq, kind, at, data FROM {rows}",
     types={"study_id": "bigint", "seq": "bigint", "kind": "text", "at": "bigint", "data": "text"},
+)
+_ADD_BEHIND = Bulk(
+    sqlite="""INSERT INTO events (study_id, seq, kind, at, data)
+        VALUES (?1, (SELECT last_event FROM studies WHERE id = ?1) + ?2, ?3, ?4, ?5)""",
+    postgres="""INSERT INTO events (study_id, seq, kind, at, data)
+        SELECT studies.id, studies.last_event + given.place, given.kind, given.at, given.data
+        FROM {rows} JOIN studies ON studies.id = given.study_id""",
+    types={"study_id": "bigint", "place": "bigint", "kind": "text", "at": "bigint", "data": "text"},
+)
+_COUNT = Bulk(
+    sqlite="UPDATE studies SET last_event = last_event + ? WHERE id = ?",
+    postgres="UPDATE studies SET last_event = last_event + given.n FROM {rows} WHERE studies.id = given.id",
+    types={"n": "bigint", "id": "bigint"},
 )
 
 
@@ -36,6 +49,19 @@ def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, n
     first, at = last - len(entries) + 1, to_micros(now)
     _ADD.run(connection, [(study_id, seq, kind, at, encode(data)) for seq, (kind, data) in enumerate(entries, first)])
     return last
+
+
+def to_append(entries: Mapping[int, Sequence[Entry]], *, now: datetime) -> list[Change]:
+    """Add entries to the ends of studies' logs (by id). The studies are locked already, so that their last number is
+    known: on PostgreSQL both changes see it as it was before them, on SQLite the first one does.
+    """
+    at = to_micros(now)
+    rows = [
+        (study_id, place, kind, at, encode(data))
+        for study_id, some in sorted(entries.items())
+        for place, (kind, data) in enumerate(some, 1)
+    ]
+    return [(_ADD_BEHIND, rows), (_COUNT, [(len(some), study_id) for study_id, some in sorted(entries.items())])]
 
 
 def after(connection: Connection, study_id: int, seq: int, limit: int) -> list[Event]:

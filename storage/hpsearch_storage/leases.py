@@ -17,7 +17,7 @@ from hpsearch.trial import AttemptState, Lease, TrialState
 from hpsearch_storage import attempts, stages, studies, trials, workers
 from hpsearch_storage.attempts import AttemptRow
 from hpsearch_storage.codec import decode_stage
-from hpsearch_storage.prepared import Statement
+from hpsearch_storage.prepared import Statement, run_together
 from hpsearch_storage.trials import TrialRow
 
 _STAGES = Statement(
@@ -141,9 +141,10 @@ def _give_out(
     ]
     pairs = [pair for some in given for pair in some]
     started = [_started(trial, worker.name, terms.now) for trial, worker in pairs]
-    trials.change(connection, zip((trial for trial, _ in pairs), started, strict=True), now=terms.now)
     attempted = list(zip(started, (worker for _, worker in pairs), strict=True))
-    tokens = attempts.start(connection, attempted, now=terms.now, expires_at=terms.expires_at)
+    tokens, beginning = attempts.to_start(attempted, now=terms.now, expires_at=terms.expires_at)
+    changes = zip((trial for trial, _ in pairs), started, strict=True)
+    run_together(connection, *trials.to_change(changes, now=terms.now), beginning)
     new = iter(zip(started, tokens, strict=True))
     return [list(islice(new, len(some))) for some in given]
 
@@ -187,8 +188,9 @@ def reap(connection: Connection, *, max_lost: int, now: datetime) -> list[int]:
 
 def lose(connection: Connection, gone: list[AttemptRow], why: str, *, max_lost: int, now: datetime) -> None:
     """Count attempts as lost; their trials are queued again, or failed after ``max_lost`` losses."""
-    attempts.end(connection, [row.id for row in gone], AttemptState.LOST, reason=why, now=now)
-    trials.change(connection, [(row.trial, _after_loss(row, why, max_lost, now)) for row in gone], now=now)
+    ending = attempts.to_end([row.id for row in gone], AttemptState.LOST, reason=why, now=now)
+    changes = [(row.trial, _after_loss(row, why, max_lost, now)) for row in gone]
+    run_together(connection, ending, *trials.to_change(changes, now=now))
 
 
 def _after_loss(row: AttemptRow, why: str, max_lost: int, now: datetime) -> TrialRow:

@@ -20,6 +20,7 @@ from hpsearch_storage.codec import chunks, decode, decode_study, encode, from_mi
 from hpsearch_storage.optuna_documents import whole
 from hpsearch_storage.optuna_space import Interned, grow, intern, internal_params, parse, text_of
 from hpsearch_storage.prepared import Statement
+from hpsearch_storage.stages import Counted
 from hpsearch_storage.trials import TrialRow
 
 if TYPE_CHECKING:
@@ -250,9 +251,8 @@ def _write(connection: Connection, writing: Writing, patch: Patch, *, now: datet
         return None
     if new.state is not old.state:
         _let_go(connection, new, now=now)
-        stages.count(
-            connection, new.stage_id, {old.state: -1, new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished
-        )
+        deltas = {old.state: -1, new.state: 1}
+        stages.count(connection, Counted(new.stage_id, deltas, n_epochs=new.n_epochs * new.state.is_finished))
     return events.append(connection, new.study_id, [new.entry()], now=now)
 
 
@@ -316,7 +316,7 @@ def create(
     new = writing.new
     if new is not row:
         _set_trial(connection, new)
-    stages.count(connection, new.stage_id, {new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished)
+    stages.count(connection, Counted(new.stage_id, {new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished))
     entries = [] if new.state is TrialState.QUEUED else [new.entry()]
     event = events.append(connection, study_id, entries, now=now) or None
     return {"trial": row.id, "number": row.number, "at": to_micros(now), "event": event}

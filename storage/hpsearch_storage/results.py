@@ -113,8 +113,8 @@ def finish(connection: Connection, results: Sequence[Result], judge: Judge, *, n
     for token, result in accepted.items():
         row = rows[token]
         ended.append((row, _settled(row.trial, result, locked[row.study_id].metric, steps[row.trial_id], now)))
-    attempts.end(connection, [row.id for row, _ in ended], AttemptState.FINISHED, now=now)
-    trials.change(connection, [(row.trial, trial) for row, trial in ended], now=now)
+    ending = attempts.to_end([row.id for row, _ in ended], AttemptState.FINISHED, now=now)
+    run_together(connection, ending, *trials.to_change([(row.trial, trial) for row, trial in ended], now=now))
     return outcomes
 
 
@@ -163,12 +163,12 @@ def release(connection: Connection, tokens: Sequence[str], *, now: datetime) -> 
     """Queue trials again; their attempts do not count against them."""
     _, rows = _locked(connection, tokens)
     given = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
-    attempts.end(connection, [row.id for row in given.values()], AttemptState.RELEASED, now=now)
+    ending = attempts.to_end([row.id for row in given.values()], AttemptState.RELEASED, now=now)
     changes = []
     for row in given.values():
         reason = f"attempt {row.number} was given back by {row.worker}"
         changes.append((row.trial, row.trial._replace(state=TrialState.QUEUED, reason=reason)))
-    trials.change(connection, changes, now=now)
+    run_together(connection, ending, *trials.to_change(changes, now=now))
     return [_released(token, rows.get(token)) for token in tokens]
 
 

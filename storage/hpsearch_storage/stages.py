@@ -14,7 +14,7 @@ from hpsearch.trial import TrialState
 from hpsearch_storage import studies, tables
 from hpsearch_storage.codec import check_text, check_whole, decode_space, decode_stage, encode_space, encode_stage
 from hpsearch_storage.events import Entry
-from hpsearch_storage.prepared import Rows, Statement
+from hpsearch_storage.prepared import Bulk, Change, Rows, Statement, run_together
 
 _stages = tables.stages.c
 
@@ -36,8 +36,13 @@ class StageHead(NamedTuple):
 
 
 _HEAD = Statement(f"SELECT {', '.join(StageHead._fields)} FROM stages WHERE id = %s")
-_COUNTERS = ", ".join(f"{name} = {name} + %s" for name in ("n_created", "n_epochs", *map(counter, TrialState)))
-_COUNT = Statement(f"UPDATE stages SET {_COUNTERS} WHERE id = %s")
+_COUNTERS = ("n_created", "n_epochs", *map(counter, TrialState))
+_COUNT = Bulk(
+    sqlite=f"UPDATE stages SET {', '.join(f'{name} = {name} + ?' for name in _COUNTERS)} WHERE id = ?",
+    postgres=f"""UPDATE stages SET {", ".join(f"{name} = stages.{name} + given.{name}" for name in _COUNTERS)}
+        FROM {{rows}} WHERE stages.id = given.id""",
+    types=dict.fromkeys((*_COUNTERS, "id"), "bigint"),
+)
 Variants = dict[tuple[bool, bool], Statement]
 """Whether a study is named, and whether kinds are given → the statement for that."""
 
@@ -173,16 +178,26 @@ def _encode_origin(stage: NewStage) -> dict[str, Any]:
     return {"plan": stage.plan, "extension": stage.extension, "exclude": exclude, "reason": stage.reason}
 
 
-def count(
-    connection: Connection,
-    stage_id: int,
-    deltas: Mapping[TrialState, int],
-    *,
-    n_created: int = 0,
-    n_epochs: int = 0,
-) -> None:
+class Counted(NamedTuple):
+    """By how much the counters of a stage change."""
+
+    stage_id: int
+    deltas: Mapping[TrialState, int]
+    n_created: int = 0
+    n_epochs: int = 0
+
+
+def count(connection: Connection, counted: Counted) -> None:
     """Change a stage's counters. The study is locked."""
-    _COUNT.run(connection, n_created, n_epochs, *(deltas.get(state, 0) for state in TrialState), stage_id)
+    run_together(connection, to_count([counted]))
+
+
+def to_count(counted: Iterable[Counted]) -> Change:
+    """What :func:`count` does, for several stages."""
+    return _COUNT, [
+        (each.n_created, each.n_epochs, *(each.deltas.get(state, 0) for state in TrialState), each.stage_id)
+        for each in sorted(counted, key=lambda each: each.stage_id)
+    ]
 
 
 def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[tuple[Study, Stage]]:

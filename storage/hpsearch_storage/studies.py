@@ -14,7 +14,7 @@ from hpsearch.study import PreflightStatus, Study, StudyState
 from hpsearch_storage import tables
 from hpsearch_storage.codec import check_text, check_whole, decode_study, encode_study, from_micros, same_study
 from hpsearch_storage.dialects import upsert
-from hpsearch_storage.prepared import Statement
+from hpsearch_storage.prepared import Bulk, Change, Statement
 
 _studies = tables.studies.c
 
@@ -40,7 +40,11 @@ _OF_STAGE = Statement(f"{_SELECT} id IN (SELECT study_id FROM stages WHERE id = 
 _OF_TOKENS = Statement(f"{_SELECT} {_OWNERS} FOR NO KEY UPDATE")
 _OF_TOKENS_SHARED = Statement(f"{_SELECT} {_OWNERS} FOR SHARE")
 _NAMED = Statement("SELECT id, spec, state, reason, next_number, created_at, ended_at FROM studies WHERE name = %s")
-_COUNT_UP = Statement("UPDATE studies SET next_number = next_number + %s WHERE id = %s")
+_COUNT_UP = Bulk(
+    sqlite="UPDATE studies SET next_number = next_number + ? WHERE id = ?",
+    postgres="UPDATE studies SET next_number = next_number + given.n FROM {rows} WHERE studies.id = given.id",
+    types={"n": "bigint", "id": "bigint"},
+)
 
 
 def find_same(connection: Connection, spec: StudySpec, key: str | None) -> Study | None:
@@ -197,9 +201,9 @@ def set_state(
     return to_study(row)
 
 
-def count_up(connection: Connection, study_id: int, n: int) -> None:
+def to_count_up(study_id: int, n: int) -> Change:
     """Take the next ``n`` numbers of trials."""
-    _COUNT_UP.run(connection, n, study_id)
+    return _COUNT_UP, [(n, study_id)]
 
 
 def remove(connection: Connection, study_id: int) -> None:

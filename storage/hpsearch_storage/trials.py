@@ -16,8 +16,8 @@ from hpsearch.trial import Trial, TrialState
 from hpsearch_storage import events, stages, studies, tables
 from hpsearch_storage.codec import check_text, check_whole, chunks, decode, encode, from_micros, to_micros
 from hpsearch_storage.events import Entry
-from hpsearch_storage.prepared import Bulk, Change, Statement
-from hpsearch_storage.stages import StageHead
+from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
+from hpsearch_storage.stages import Counted, StageHead
 
 _trials = tables.trials.c
 
@@ -229,8 +229,8 @@ def add_queued(
     rows = [_new(stage, number, p, TrialState.QUEUED, now) for number, p in enumerate(params, first)]
     for row, epochs in zip(rows, behind or (), strict=False):
         row["behind"] = epochs
-    _insert(connection, stage, rows)
-    stages.count(connection, stage.id, {TrialState.QUEUED: len(rows)}, n_created=len(rows))
+    counted = Counted(stage.id, {TrialState.QUEUED: len(rows)}, n_created=len(rows))
+    _insert(connection, rows, stages.to_count([counted]), studies.to_count_up(stage.study_id, len(rows)))
 
 
 def add_ended(
@@ -246,8 +246,6 @@ def add_ended(
         _new(stage, number, params, state, now) | {"value": value, "reason": reason, "ended_at": now}
         for number, (params, state, value, reason) in enumerate(ended, first)
     ]
-    _insert(connection, stage, rows)
-    stages.count(connection, stage.id, Counter(row["state"] for row in rows))
     entries: list[Entry] = [
         (
             "trial",
@@ -256,6 +254,12 @@ def add_ended(
         )
         for row in rows
     ]
+    _insert(
+        connection,
+        rows,
+        stages.to_count([Counted(stage.id, Counter(row["state"] for row in rows))]),
+        studies.to_count_up(stage.study_id, len(rows)),
+    )
     events.append(connection, stage.study_id, entries, now=now)
 
 
@@ -275,7 +279,8 @@ def _new(stage: StageHead, number: int, params: Params, state: TrialState, now: 
     }
 
 
-def _insert(connection: Connection, stage: StageHead, rows: list[dict[str, Any]]) -> None:
+def _insert(connection: Connection, rows: list[dict[str, Any]], *more: Change) -> None:
+    """Add rows, and make more changes with that."""
     added = [
         (
             row["study_id"],
@@ -291,13 +296,16 @@ def _insert(connection: Connection, stage: StageHead, rows: list[dict[str, Any]]
         )
         for row in rows
     ]
-    for some in chunks(added):
-        _ADD.run(connection, some)
-    studies.count_up(connection, stage.study_id, len(rows))
+    run_together(connection, (_ADD, added), *more)
 
 
 def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]], *, now: datetime) -> None:
     """Write new states over old ones: rows, counters of their stages, events. Their studies are locked."""
+    run_together(connection, *to_change(changes, now=now))
+
+
+def to_change(changes: Iterable[tuple[TrialRow, TrialRow]], *, now: datetime) -> list[Change]:
+    """What :func:`change` does."""
     rows = []
     deltas: dict[int, Counter[TrialState]] = defaultdict(Counter)
     n_epochs: Counter[int] = Counter()
@@ -308,11 +316,8 @@ def change(connection: Connection, changes: Iterable[tuple[TrialRow, TrialRow]],
         deltas[new.stage_id][new.state] += 1
         n_epochs[new.stage_id] += new.n_epochs * new.state.is_finished - old.n_epochs * old.state.is_finished
         entries[new.study_id].append(new.entry())
-    _CHANGE.run(connection, rows)
-    for stage_id in sorted(deltas):
-        stages.count(connection, stage_id, deltas[stage_id], n_epochs=n_epochs[stage_id])
-    for study_id in sorted(entries):
-        events.append(connection, study_id, entries[study_id], now=now)
+    counted = (Counted(stage_id, deltas[stage_id], n_epochs=n_epochs[stage_id]) for stage_id in deltas)
+    return [(_CHANGE, rows), stages.to_count(counted), *events.to_append(entries, now=now)]
 
 
 def _changed(new: TrialRow) -> tuple[Any, ...]:
