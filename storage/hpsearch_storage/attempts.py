@@ -73,15 +73,14 @@ _BY_TOKEN = Statement(f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY
 _LOCKED_BY_TOKEN = Statement(
     f"{_ROWS} WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.id FOR NO KEY UPDATE OF attempts"
 )
-# Studies are locked first, row by row, and rows come in the order of studies: the order of all other transactions.
-_REPORTING = Statement(
-    """SELECT attempts.id, attempts.trial_id, attempts.study_id, attempts.number, attempts.token, attempts.state,
-    attempts.step, attempts.reason, trials.number, trials.step, trials.behind, stages.name, studies.name
+_REPORTED = """SELECT attempts.id, attempts.trial_id, attempts.study_id, attempts.number, attempts.token,
+    attempts.state, attempts.step, attempts.reason, trials.number, trials.step, trials.behind, stages.name, studies.name
     FROM attempts JOIN trials ON trials.id = attempts.trial_id JOIN stages ON stages.id = trials.stage_id
     JOIN studies ON studies.id = attempts.study_id
-    WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.study_id, attempts.id
-    FOR SHARE OF studies FOR NO KEY UPDATE OF attempts"""
-)
+    WHERE attempts.token = ANY (%s::text[]) ORDER BY attempts.study_id, attempts.id"""
+# Studies are locked first, row by row, and rows come in the order of studies: the order of all other transactions.
+_REPORTING = Statement(f"{_REPORTED} FOR SHARE OF studies FOR NO KEY UPDATE OF attempts")
+_LOOKING = Statement(_REPORTED)
 _OF_WORKERS = Statement(
     f"{_ROWS} WHERE attempts.worker = ANY (%s::text[]) AND attempts.state = 'running' ORDER BY attempts.id"
 )
@@ -150,10 +149,10 @@ def by_token(connection: Connection, tokens: Iterable[str]) -> dict[str, Attempt
     return _by_token(connection, _LOCKED_BY_TOKEN, tokens)
 
 
-def reporting(connection: Connection, tokens: Iterable[str]) -> dict[str, Reporting]:
+def reporting(connection: Connection, tokens: Iterable[str], *, locked: bool = True) -> dict[str, Reporting]:
     """Token → attempt, for those that exist. They are locked, and their studies are, shared with other reports."""
     wanted = sorted({check_text(token) for token in tokens})
-    rows = _REPORTING.rows(connection, wanted) if wanted else []
+    rows = (_REPORTING if locked else _LOOKING).rows(connection, wanted) if wanted else []
     return {row[4]: Reporting._make(row) for row in rows}
 
 

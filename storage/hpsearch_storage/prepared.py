@@ -82,7 +82,7 @@ def _postgres_value(value: Any) -> Any:
         return value
     if value and isinstance(value[0], str):
         return "{" + ",".join(f'"{item.translate(_QUOTED)}"' for item in value) + "}"
-    return "{" + ",".join(map(str, value)) + "}"
+    return "{" + ",".join("NULL" if item is None else str(item) for item in value) + "}"
 
 
 class Bulk:

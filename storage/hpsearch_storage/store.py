@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -87,6 +88,7 @@ class SqlStore:
         self.is_local = database.is_sqlite
         self._on_close = on_close
         self._heard = workers.Heard()
+        self._going = results.Going()
         self.logs = Logs(database)
         self.optuna = OptunaRecords(database)
         self.tokens = Tokens(database)
@@ -351,6 +353,13 @@ class SqlStore:
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
+        if not self.is_local and not climbs and not self._heard.due(workers, now=now):
+            with suppress(StoreError):  # also where another transaction was in the way, or the study is being deleted
+                going = self._database.write_alone(
+                    lambda connection: self._going.report(connection, reports, now=now, ttl=ttl)
+                )
+                if going is not None:
+                    return going, []
         return self._database.write(work, wait=wait)
 
     def finish(

@@ -41,11 +41,15 @@ class Heard:
 
     def seen(self, connection: Connection, names: Iterable[str], *, now: datetime) -> None:
         """Note that workers were heard of, but for those that were noted just now."""
-        new = sorted({name for name in names if self._is_due(name, now)})
+        new = sorted(self.due(names, now=now))
         if len(self._noted) > 10_000:
             self._noted.clear()
         self._noted.update(dict.fromkeys(new, now))
         _SEEN.run(connection, [(to_micros(now), check_text(name)) for name in new])
+
+    def due(self, names: Iterable[str], *, now: datetime) -> set[str]:
+        """Those that would be noted."""
+        return {name for name in names if self._is_due(name, now)}
 
     def _is_due(self, name: str, now: datetime) -> bool:
         last = self._noted.get(name)
