@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage
+from hpsearch.at_once import is_at_once, takes_time
 from hpsearch.budget import Budget
 from hpsearch.drawing import Drawer
-from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound, WouldWait
+from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound
 from hpsearch.insight import Insights
 from hpsearch.lineage import Line, Lineage, ResumeFrom
 from hpsearch.search.samplers import check_samplers
@@ -78,7 +79,10 @@ class Assignment:
 
 
 class Coordinator:
-    """See the module's text. Every method may be called from any thread; each may wait for the store."""
+    """See the module's text. Every method may be called from any thread; each may wait for the store.
+
+    The calls of workers may be tried :func:`~hpsearch.at_once.at_once`; one that was begun may be repeated.
+    """
 
     def __init__(
         self,
@@ -266,16 +270,19 @@ class Coordinator:
     def _queue(self, study: str | None, wanted: tuple[str, ...] | None) -> tuple[int, int] | NotFound:
         if study is not None and (missing := self._missing([study])):
             return missing[study]
-        waiting, _ = self.store.demand("", since=self.clock(), study=study, kinds=wanted)
-        return waiting, self.store.n_checks_waiting(kinds=wanted, now=self.clock())
+        demand = self.store.demand("", since=self.clock(), study=study, kinds=wanted)
+        return demand.waiting, self.store.n_checks_waiting(kinds=wanted, now=self.clock())
 
     def _with_share(self, asking: Asking) -> Asking:
         """Who asks for several gets so many that all who wait get as many: a wide pack must idle nobody."""
         if asking.capacity <= 1:
             return asking
         since = self.clock() - 2 * self.lease_ttl
-        waiting, others = self.store.demand(asking.worker.name, since=since, study=asking.study, kinds=asking.kinds)
-        return replace(asking, share=-(-waiting // (others + 1)))
+        demand = self.store.demand(asking.worker.name, since=since, study=asking.study, kinds=asking.kinds)
+        asking = replace(asking, share=-(-demand.waiting // (demand.others + 1)))
+        if demand.queued < asking.room(0) and demand.queued < demand.waiting:
+            takes_time()  # some are to be created
+        return asking
 
     def _lease_queued(self, asked: Sequence[Asking]) -> list[list[Lease]]:
         found = self.store.lease(asked, now=self.clock(), ttl=self.lease_ttl, max_lost=MAX_LOST) if asked else []
@@ -284,6 +291,7 @@ class Coordinator:
 
     def _create_trials(self, wanted: int, study: str | None, kinds: Iterable[str] | None) -> bool:
         """Create queued trials in the first stage that has room; False if none has."""
+        takes_time()
         for owner, stage in self.store.stages_with_room(study=study, kinds=kinds):
             room = self.budget.room(owner, stage)
             if room <= 0:
@@ -312,20 +320,16 @@ class Coordinator:
         """See :meth:`Store.report`; and ``stop`` where the rule of a stage says so."""
         return self.report_all([(worker, reports)])[0]
 
-    def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]], *, wait: bool = True) -> list[list[Decision]]:
-        """Like :meth:`report` for several workers, in order, at hardly more than the cost of one.
-
-        Raises:
-            WouldWait: ``wait`` is False, and the store cannot do it at once.
-        """
+    def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]]) -> list[list[Decision]]:
+        """Like :meth:`report` for several workers, in order, at hardly more than the cost of one."""
         reports = [report for _, some in calls for report in some]
-        if not wait and self.stopper.climbs(reports):
-            raise WouldWait
+        if is_at_once() and self.stopper.climbs(reports):
+            takes_time()
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report(
-            {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl, wait=wait
+            {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl
         )
-        decisions, promoted = self.stopper.decide(reports, decisions, plan, entries, wait=wait)
+        decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:
             self._changed()
         return _shared_out(decisions, calls)

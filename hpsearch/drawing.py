@@ -39,7 +39,8 @@ class Drawer:
 
         Args:
             study: whose next number the first new trial gets.
-            stage: the one to sample.
+            stage: the one to sample, as it was at the same moment: a place in it that is out of date meets a number
+                that is, too.
             wanted: how many can be leased now, at least 1.
             room: at most so many, at least 1.
 
@@ -51,8 +52,6 @@ class Drawer:
                 learner = self._learner(study.name, study.id, stage.index)
                 learner.create(min(wanted, room), self._clock())
                 return True
-            # The stage is read after the study: a place in it that is out of date meets a number that is, too.
-            stage = _stage_at(self._store, study.id, stage.index)
             count = min(room, stage.n_trials - stage.n_created, max(wanted, QUEUE_AHEAD))
             params = self._own(study, stage, count) if count > 0 else []
         except NotFound:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from hpsearch.errors import WouldWait
+from hpsearch.at_once import takes_time
 from hpsearch.methods import Halving, MedianRule
 from hpsearch.search.stopping import Curve, Means, Rung, bracket_of, median_says, rung_levels
 from hpsearch.store import Store
@@ -188,14 +188,8 @@ class Ladder:
             self._store.let_on(self._stage_id, [], promoted=reasons, now=now)
         return bool(reasons)
 
-    def median_reasons(
-        self, rule: MedianRule, curves: Mapping[int, tuple[Said, Curve]], *, wait: bool
-    ) -> dict[int, str | None]:
-        """Take note of running means; answer → why its trial is to stop.
-
-        Raises:
-            WouldWait: ``wait`` is False, and some are not in the store yet.
-        """
+    def median_reasons(self, rule: MedianRule, curves: Mapping[int, tuple[Said, Curve]]) -> dict[int, str | None]:
+        """Take note of running means, which takes time if some are not in the store; answer → why to stop."""
         at = {
             index: (place, curve)
             for index, (said, curve) in curves.items()
@@ -205,9 +199,8 @@ class Ladder:
             return {}
         with self._lock:
             values = {place: curve.mean for place, curve in at.values() if not self._knows(place)}
-            if values and not wait:
-                raise WouldWait
             if values:
+                takes_time()
                 self._follow(values)
             return {
                 index: median_says(

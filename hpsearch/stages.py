@@ -8,6 +8,7 @@ from datetime import datetime
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage, Proposal
+from hpsearch.at_once import takes_time
 from hpsearch.budget import Budget
 from hpsearch.errors import Conflict, InvalidSpec, NotFound
 from hpsearch.insight import Insights
@@ -49,6 +50,8 @@ class Stages:
             whether anything may have changed.
         """
         found = self._store.stages_to_settle(max_failures=MAX_FAILURES)
+        if found:
+            takes_time()
         changed = [self._settle(study, stage) for study, stage in found]
         return any(changed)
 

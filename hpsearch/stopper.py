@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 
-from hpsearch.errors import NotFound, WouldWait
+from hpsearch.at_once import takes_time
+from hpsearch.errors import NotFound
 from hpsearch.ladder import KEPT_CURVES, Curves, Ladder, Said, median_place
 from hpsearch.methods import EarlyStopping, Halving, MedianRule, NoStopping, Patience, Threshold
 from hpsearch.search.stopping import Curve, patience_says, threshold_says
@@ -132,8 +133,6 @@ class Stopper:
         decisions: Sequence[Decision],
         plan: Plan,
         entries: Sequence[list[RungEntry]],
-        *,
-        wait: bool = True,
     ) -> tuple[list[Decision], bool]:
         """Say ``stop`` where the rule of a stage does; all reports are taken note of before any of that.
 
@@ -142,13 +141,9 @@ class Stopper:
             decisions: the store's answer to each.
             plan: what :meth:`plan` said of the reports.
             entries: the store's answer to each of the plan's climbs.
-            wait: for the store, where it is to be told more.
 
         Returns:
             the decisions, and whether a trial was promoted.
-
-        Raises:
-            WouldWait: ``wait`` is False, and more is to be written.
         """
         for ladder, new in zip(plan.ladders, entries, strict=True):
             ladder.take(new)
@@ -161,23 +156,20 @@ class Stopper:
         promoted = False
         for key, items in _by_stage(said).items():
             with contextlib.suppress(NotFound):  # deleted just now: the next report will be told
-                reasons, any_promoted = self._reasons(*self._stage(*key), items, plan, wait=wait)
+                reasons, any_promoted = self._reasons(*self._stage(*key), items, plan)
                 promoted |= any_promoted
                 for index, reason in reasons.items():
                     answers[index] = answers[index]._replace(action=Action.STOP, reason=reason)
         return answers, promoted
 
-    def _reasons(
-        self, stage: Stage, metric: Metric, said: Sequence[Said], plan: Plan, *, wait: bool
-    ) -> tuple[dict[int, str], bool]:
+    def _reasons(self, stage: Stage, metric: Metric, said: Sequence[Said], plan: Plan) -> tuple[dict[int, str], bool]:
         """Answer → why its trial is to stop; and whether another was promoted."""
         rule, maximize = stage.spec.early_stopping, metric.direction == "maximize"
         assert not isinstance(rule, NoStopping)  # :meth:`decide` leaves those stages out
         if not (heard := _heard(stage, metric, said)):
             return {}, False
         if isinstance(rule, Halving):
-            if not wait:
-                raise WouldWait
+            takes_time()
             ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
             return ladder.climb(heard, plan.places, self._clock())
         if isinstance(rule, Threshold):
@@ -189,7 +181,7 @@ class Stopper:
                 found = {index: patience_says(rule, curve) for index, (_, curve) in curves.items()}
             else:
                 ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
-                found = ladder.median_reasons(rule, curves, wait=wait)
+                found = ladder.median_reasons(rule, curves)
         return {index: reason for index, reason in found.items() if reason is not None}, False
 
     def ends_as(self, study_id: int, study: str, stage: str, state: TrialState) -> TrialState:
@@ -197,6 +189,8 @@ class Stopper:
         if state is not TrialState.PRUNED:
             return state
         rule = self._stage(study_id, study, stage)[0].spec.early_stopping
+        if isinstance(rule, Halving):
+            takes_time()  # what follows its end: promotion
         return TrialState.COMPLETED if isinstance(rule, Patience) else state
 
     def promote(self, study_id: int, study: str, name: str, *, ending: Stage | None = None) -> bool:

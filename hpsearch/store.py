@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from hpsearch.space import Params, Value
 from hpsearch.spec import StudySpec
@@ -136,6 +136,20 @@ class Asking:
         """How many new trials it may get beside those that it gets back."""
         most = self.capacity if self.share is None else min(self.capacity, self.share)
         return max(most - n_held, 0)
+
+
+class Demand(NamedTuple):
+    """How much there is to be leased, and for how many.
+
+    Attributes:
+        queued: trials that are queued.
+        waiting: those, and planned ones that are not created yet.
+        others: other workers that wait.
+    """
+
+    queued: int
+    waiting: int
+    others: int
 
 
 class Logs(Protocol):
@@ -278,16 +292,16 @@ class Store(Protocol):
     def stages_with_room(
         self, *, study: str | None = None, kinds: Iterable[str] | None = None
     ) -> list[tuple[Study, Stage]]:
-        """Running stages of running studies that have planned trials not yet created.
+        """Running stages of running studies that have planned trials not yet created, each with its study.
 
-        Studies are chosen as :meth:`lease` chooses them, and come in the same order.
+        Stage and study are of one moment. Studies are chosen as :meth:`lease` chooses them, and come in the same order.
         """
         ...
 
     def demand(
         self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
-    ) -> tuple[int, int]:
-        """How many trials wait to be leased, those not created yet included, and how many other workers wait.
+    ) -> Demand:
+        """What there is to be leased, and who else wants it.
 
         Studies are chosen as :meth:`lease` chooses them; a worker waits if it was heard of since and holds nothing.
         """
@@ -385,7 +399,6 @@ class Store(Protocol):
         *,
         now: datetime,
         ttl: timedelta,
-        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """Keep metrics and what they say of rungs, as :meth:`record_rungs` does; renew leases; hear of the workers.
 
@@ -396,9 +409,6 @@ class Store(Protocol):
 
         Returns:
             the decisions, and what :meth:`record_rungs` returns for each of ``climbs``.
-
-        Raises:
-            WouldWait: ``wait`` is False, and others write, the disk is slow, or the store is not local.
         """
         ...
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from hpsearch.at_once import at_once
 from hpsearch.errors import HpsearchError, StoreError, WouldWait
 
 Q = TypeVar("Q")
@@ -42,23 +43,29 @@ THREADS = 8
 """Batches under way at most."""
 
 
+def _never(calls: Sequence[object]) -> bool:
+    """None of them."""
+    del calls
+    return False
+
+
 class Together(Generic[Q, A]):
     """A function of many calls as a coroutine of one. Its calls come from one event loop.
 
     Args:
         answer: calls → the answer to each, or its error. It runs in a thread. Where it raises an error, that is no
             StoreError, and had several calls, it is called again with each alone: repeating a call must be harmless.
-        at_once: does the same without a thread, whose waking takes as long as a small write; or raises WouldWait, for
-            ``answer`` to be called.
+        is_small: whether calls may take no longer than waking a thread does: then ``answer`` is tried without one,
+            :func:`~hpsearch.at_once.at_once`, and called again in a thread if it would wait.
         name: of its threads.
         most: calls answered together.
     """
 
     def __init__(
-        self, answer: Answering[Q, A], *, name: str, most: int = MOST, at_once: Answering[Q, A] | None = None
+        self, answer: Answering[Q, A], *, name: str, most: int = MOST, is_small: Callable[[Sequence[Q]], bool] = _never
     ) -> None:
         self._answer = answer
-        self._at_once = at_once
+        self._is_small = is_small
         self._most = most
         self._name = name
         self._waiting: deque[_Call[Q, A]] = deque()
@@ -95,11 +102,11 @@ class Together(Generic[Q, A]):
         # What is logged of a call that is answered alone has its request's id.
         context = batch[0].context if len(batch) == 1 else contextvars.Context()
         calls = [each.call for each in batch]
-        if self._at_once is None:
+        if not self._is_small(calls):
             self._hand_over(batch, calls, context)
             return
         try:
-            outcomes = context.run(self._outcomes, self._at_once, calls)
+            outcomes = context.run(self._outcomes_at_once, calls)
         except WouldWait:
             self._hand_over(batch, calls, context)
         else:
@@ -113,7 +120,7 @@ class Together(Generic[Q, A]):
         slow = loop.call_later(SLOW_SECONDS, self._leave, batch)
 
         def work() -> None:
-            outcomes = context.run(self._outcomes, self._answer, calls)
+            outcomes = context.run(self._outcomes, calls)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._end, batch, outcomes, slow)
 
@@ -140,9 +147,13 @@ class Together(Generic[Q, A]):
             self._quick = None
             self._begin_soon()
 
-    def _outcomes(self, answer: Answering[Q, A], calls: Sequence[Q]) -> list[A | Exception]:
+    def _outcomes_at_once(self, calls: Sequence[Q]) -> list[A | Exception]:
+        with at_once():
+            return self._outcomes(calls)
+
+    def _outcomes(self, calls: Sequence[Q]) -> list[A | Exception]:
         try:
-            return list(answer(calls))
+            return list(self._answer(calls))
         except WouldWait:
             raise
         except StoreError as error:  # one after the other they would wait for the store as often
@@ -150,7 +161,7 @@ class Together(Generic[Q, A]):
         except Exception as error:
             if len(calls) == 1:
                 return [error]
-            return [self._outcomes(answer, [call])[0] for call in calls]
+            return [self._outcomes([call])[0] for call in calls]
 
 
 def _tell(batch: Batch[Q, A], outcomes: Sequence[A | Exception]) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Asking, Page, TrialQuery, WorkerHello
+from hpsearch.store import Asking, Demand, Page, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
@@ -186,13 +186,14 @@ class MemoryStore(Rungs):
 
     def demand(
         self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
-    ) -> tuple[int, int]:
+    ) -> Demand:
         """See Store."""
         with self._lock:
             stages = [kept.live(s) for kept in self._chosen(study, kinds) if (s := kept.running_stage())]
-            waiting = sum(s.n_trials - s.n_created + s.counts[TrialState.QUEUED] for s in stages)
+            queued = sum(s.counts[TrialState.QUEUED] for s in stages)
+            waiting = queued + sum(s.n_trials - s.n_created for s in stages)
             others = [w for w in self._workers.values() if w.name != worker and w.last_seen >= since]
-            return waiting, sum(not self._held(w.name) for w in others)
+            return Demand(queued, waiting, sum(not self._held(w.name) for w in others))
 
     def stages_to_settle(self, *, max_failures: int) -> list[tuple[Study, Stage]]:
         """See Store."""
@@ -373,10 +374,8 @@ class MemoryStore(Rungs):
         *,
         now: datetime,
         ttl: timedelta,
-        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
-        del wait
         with self._lock:
             self._seen(workers, now)
             places = {report.token: self._place_of(report.token) for report in reports}

@@ -19,6 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
+from hpsearch.at_once import is_at_once
 from hpsearch.errors import StoreError, StoreFull, WouldWait
 from hpsearch_storage.faults import Disconnected, Transient, translated
 from hpsearch_storage.urls import file_of, shown
@@ -60,13 +61,13 @@ class Database:
             self._by_statement = self._writer.execution_options(isolation_level="AUTOCOMMIT")
             self._reader = _postgres_engine(url, patience, "AUTOCOMMIT")
 
-    def write(self, work: Callable[[Connection], T], *, wait: bool = True) -> T:
+    def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one durable transaction; it is run again if another transaction got in its way.
 
         Raises:
-            WouldWait: ``wait`` is False, and others write, the disk is slow, or the database is another process.
+            WouldWait: the caller must not wait, and others write, the disk is slow, or the database is another process.
         """
-        if not wait:
+        if is_at_once():
             return self._write_at_once(work)
         started = time.perf_counter()
         try:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from hpsearch.at_once import takes_time
 from hpsearch.errors import InvalidInput
 from hpsearch.trial import (
     RESULT_STATES,
@@ -34,6 +35,8 @@ from hpsearch_storage.prepared import Change, Statement, run_together
 from hpsearch_storage.trials import TrialRow
 
 _LATE = "; a late result came"
+SHORT_STEPS = 1000
+"""Curves with so many steps in all are judged in a few milliseconds."""
 
 
 _GO_ON = Statement(
@@ -169,6 +172,8 @@ def finish(connection: Connection, results: Sequence[Result], judge: Judge, *, n
     """End trials."""
     locked, rows = _locked(connection, [r.token for r in results])
     held = {row.trial_id: row.trial.number for row in rows.values() if row.state == AttemptState.RUNNING}
+    if sum(row.trial.step for row in rows.values()) > SHORT_STEPS:
+        takes_time()
     steps = metrics.of_ids(connection, held)
     accepted: dict[str, Result] = {}
     notes: dict[int, str] = {}

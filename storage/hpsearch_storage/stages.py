@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from hpsearch.errors import Conflict
 from hpsearch.study import NewStage, Stage, StageState, Study
 from hpsearch.trial import TrialState
 from hpsearch_storage import studies, tables
-from hpsearch_storage.codec import check_text, check_whole, decode_space, decode_stage, encode_space, encode_stage
+from hpsearch_storage.codec import (
+    MAX_WHOLE,
+    check_text,
+    check_whole,
+    decode,
+    decode_space,
+    decode_stage,
+    encode_space,
+    encode_stage,
+    from_micros,
+)
 from hpsearch_storage.events import Entry
 from hpsearch_storage.prepared import Bulk, Change, Rows, Statement, run_together
 
@@ -35,6 +45,20 @@ class StageHead(NamedTuple):
     n_created: int
 
 
+FIELDS = (
+    *("id", "study_id", "index", "state", "spec", "space", "n_trials", "n_created", "parent", "difference"),
+    *("opened_at", "ended_at", "n_epochs", "origin", "watched"),
+    *map(counter, TrialState),
+)
+"""What :func:`_of_values` takes."""
+_COLUMNS = ", ".join(f'stages."{name}"' for name in FIELDS)
+_PAIR = f"SELECT {_COLUMNS}, {', '.join(f'studies.{name}' for name in studies.FIELDS)}"
+_OF_STUDY = Statement(f'SELECT {_COLUMNS} FROM stages WHERE study_id = %s ORDER BY "index"')
+_ONE = Statement(f"SELECT {_COLUMNS} FROM stages WHERE id = %s")
+_RUNNING = Statement(
+    f"""SELECT {_COLUMNS} FROM stages WHERE study_id = %s AND state = 'running' AND "index" < %s
+    ORDER BY "index" LIMIT 1"""
+)
 _HEAD = Statement(f"SELECT {', '.join(StageHead._fields)} FROM stages WHERE id = %s")
 _COUNTERS = ("n_created", "n_epochs", *map(counter, TrialState))
 _COUNT = Bulk(
@@ -69,17 +93,17 @@ _WITH_QUEUED = _variants(
     ORDER BY studies.id, stages."index\""""
 )
 _WITH_ROOM = _variants(
-    f"""SELECT stages.id FROM stages JOIN studies ON studies.id = stages.study_id
+    f"""{_PAIR} FROM stages JOIN studies ON studies.id = stages.study_id
     WHERE {{chosen}} AND stages.state = 'running' AND stages.n_created < stages.n_trials
     ORDER BY {_N_RUNNING}, studies.id, stages."index\""""
 )
 _N_WAITING = _variants(
-    """SELECT coalesce(sum(stages.n_trials - stages.n_created + stages.n_queued), 0)
+    """SELECT coalesce(sum(stages.n_queued), 0), coalesce(sum(stages.n_trials - stages.n_created + stages.n_queued), 0)
     FROM stages JOIN studies ON studies.id = stages.study_id WHERE {chosen} AND stages.state = 'running'"""
 )
 _NO_RESULT = " AND ".join(f"{counter(s)} = 0" for s in TrialState if s.is_finished and s != TrialState.FAILED)
 _TO_SETTLE = Statement(
-    f"""SELECT stages.id FROM stages JOIN studies ON studies.id = stages.study_id
+    f"""{_PAIR} FROM stages JOIN studies ON studies.id = stages.study_id
     WHERE studies.state IN ('running', 'paused') AND stages.state = 'running' AND stages.n_trials > 0
     AND (stages.n_created >= stages.n_trials AND stages.n_queued + stages.n_running = 0
         OR stages.n_failed >= %s AND {_NO_RESULT} OR stages.watched = 1)
@@ -100,14 +124,13 @@ def n_by_step(connection: Connection, study_id: int, stage: str, state: TrialSta
 
 def of_study(connection: Connection, study_id: int) -> list[Stage]:
     """Stages by index."""
-    query = select(tables.stages).where(_stages.study_id == study_id).order_by(_stages.index)
-    return [to_stage(row) for row in connection.execute(query)]
+    return [_of_values(*row) for row in _OF_STUDY.rows(connection, check_whole(study_id))]
 
 
 def one(connection: Connection, stage_id: int) -> Stage | None:
     """One stage by id."""
-    row = connection.execute(select(tables.stages).where(_stages.id == stage_id)).first()
-    return None if row is None else to_stage(row)
+    rows = _ONE.rows(connection, check_whole(stage_id))
+    return _of_values(*rows[0]) if rows else None
 
 
 def head(connection: Connection, stage_id: int) -> StageHead | None:
@@ -124,11 +147,8 @@ def number(connection: Connection, study_id: int) -> int:
 
 def running(connection: Connection, study_id: int, *, before: int | None = None) -> Stage | None:
     """The running stage of a study (of those below an index)."""
-    query = select(tables.stages).where(_stages.study_id == study_id, _stages.state == StageState.RUNNING)
-    if before is not None:
-        query = query.where(_stages.index < before)
-    row = connection.execute(query.order_by(_stages.index)).first()
-    return None if row is None else to_stage(row)
+    rows = _RUNNING.rows(connection, study_id, MAX_WHOLE if before is None else before)
+    return _of_values(*rows[0]) if rows else None
 
 
 def open_(connection: Connection, study_id: int, index: int, stage: NewStage, *, now: datetime) -> Entry:
@@ -202,12 +222,13 @@ def to_count(counted: Iterable[Counted]) -> Change:
 
 def with_room(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> list[tuple[Study, Stage]]:
     """Running stages of running studies with trials to create, in the order of leasing."""
-    return _with_studies(connection, [row[0] for row in _chosen(connection, _WITH_ROOM, study, kinds)])
+    return _pairs(_chosen(connection, _WITH_ROOM, study, kinds))
 
 
-def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> int:
-    """How many trials wait to be leased, those not created yet included."""
-    return int(_chosen(connection, _N_WAITING, study, kinds)[0][0])
+def n_waiting(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> tuple[int, int]:
+    """How many trials are queued, and how many wait to be leased, those not created yet included."""
+    queued, waiting = _chosen(connection, _N_WAITING, study, kinds)[0]
+    return int(queued), int(waiting)
 
 
 def _chosen(connection: Connection, variants: Variants, study: str | None, kinds: Iterable[str] | None) -> Rows:
@@ -220,18 +241,13 @@ def _chosen(connection: Connection, variants: Variants, study: str | None, kinds
 
 def to_settle(connection: Connection, *, max_failures: int) -> list[tuple[Study, Stage]]:
     """Running stages of running or paused studies that are done, watched, or hopeless; see Store."""
-    return _with_studies(connection, [row[0] for row in _TO_SETTLE.rows(connection, check_whole(max_failures))])
+    return _pairs(_TO_SETTLE.rows(connection, check_whole(max_failures)))
 
 
-def _with_studies(connection: Connection, ids: Sequence[int]) -> list[tuple[Study, Stage]]:
-    """Stages, in this order, each with its study."""
-    if not ids:
-        return []
-    rows = connection.execute(select(tables.stages).where(_stages.id.in_(ids)))
-    found = {row.id: to_stage(row) for row in rows}
-    owners = studies.by_ids(connection, (stage.study_id for stage in found.values()))
-    stages = [found[stage_id] for stage_id in ids if stage_id in found]
-    return [(owners[stage.study_id], stage) for stage in stages if stage.study_id in owners]
+def _pairs(rows: Rows) -> list[tuple[Study, Stage]]:
+    """Stages, each with its study as it was at the same moment."""
+    n = len(FIELDS)
+    return [(studies.of_values(*row[n:]), _of_values(*row[:n])) for row in rows]
 
 
 def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] | None) -> Rows:
@@ -239,28 +255,28 @@ def with_queued(connection: Connection, study: str | None, kinds: Iterable[str] 
     return _chosen(connection, _WITH_QUEUED, study, kinds)
 
 
-def to_stage(row: Row[*tuple[Any, ...]]) -> Stage:
-    """The stage of a row."""
-    values = row._mapping
-    origin = row.origin or {"plan": values["index"], "extension": 0, "exclude": None}
+def _of_values(*values: Any) -> Stage:
+    """The stage of what the database keeps of it."""
+    row = dict(zip(FIELDS, values, strict=True))
+    origin = decode(row["origin"]) if row["origin"] else {"plan": row["index"], "extension": 0, "exclude": None}
     return Stage(
-        id=row.id,
-        study_id=row.study_id,
-        index=values["index"],
-        state=row.state,
-        spec=decode_stage(row.spec),
-        space=decode_space(row.space),
-        n_trials=row.n_trials,
-        n_created=row.n_created,
-        parent=row.parent,
-        difference=row.difference,
-        counts={state: values[counter(state)] for state in TrialState},
-        opened_at=row.opened_at,
-        ended_at=row.ended_at,
-        n_epochs=row.n_epochs,
+        id=row["id"],
+        study_id=row["study_id"],
+        index=row["index"],
+        state=StageState(row["state"]),
+        spec=decode_stage(row["spec"]),
+        space=decode_space(row["space"]),
+        n_trials=row["n_trials"],
+        n_created=row["n_created"],
+        parent=row["parent"],
+        difference=None if row["difference"] is None else decode(row["difference"]),
+        counts={state: row[counter(state)] for state in TrialState},
+        opened_at=from_micros(row["opened_at"]),
+        ended_at=None if row["ended_at"] is None else from_micros(row["ended_at"]),
+        n_epochs=row["n_epochs"],
         plan=origin["plan"],
         extension=origin["extension"],
         exclude=None if origin["exclude"] is None else decode_space(origin["exclude"]),
-        watched=bool(row.watched),
+        watched=bool(row["watched"]),
         reason=origin.get("reason"),
     )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from hpsearch.errors import Conflict, InvalidInput, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Asking, Page, Table, TrialQuery
+from hpsearch.store import Asking, Demand, Page, Table, TrialQuery
 from hpsearch.study import (
     Acknowledgement,
     Border,
@@ -240,11 +240,11 @@ class SqlStore:
 
     def demand(
         self, worker: str, *, since: datetime, study: str | None = None, kinds: Iterable[str] | None = None
-    ) -> tuple[int, int]:
+    ) -> Demand:
         """See Store."""
 
-        def work(connection: Connection) -> tuple[int, int]:
-            return stages.n_waiting(connection, study, kinds), workers.n_others(connection, worker, since)
+        def work(connection: Connection) -> Demand:
+            return Demand(*stages.n_waiting(connection, study, kinds), workers.n_others(connection, worker, since))
 
         return self._database.read(work)
 
@@ -344,7 +344,6 @@ class SqlStore:
         *,
         now: datetime,
         ttl: timedelta,
-        wait: bool = True,
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
 
@@ -360,7 +359,7 @@ class SqlStore:
                 )
                 if going is not None:
                     return going, []
-        return self._database.write(work, wait=wait)
+        return self._database.write(work)
 
     def finish(
         self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime

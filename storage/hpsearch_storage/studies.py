@@ -39,7 +39,9 @@ _OWNERS = "id IN (SELECT study_id FROM attempts WHERE token = ANY (%s::text[])) 
 _OF_STAGE = Statement(f"{_SELECT} id IN (SELECT study_id FROM stages WHERE id = ANY (%s::bigint[])) FOR NO KEY UPDATE")
 _OF_TOKENS = Statement(f"{_SELECT} {_OWNERS} FOR NO KEY UPDATE")
 _OF_TOKENS_SHARED = Statement(f"{_SELECT} {_OWNERS} FOR SHARE")
-_NAMED = Statement("SELECT id, spec, state, reason, next_number, created_at, ended_at FROM studies WHERE name = %s")
+FIELDS = ("id", "spec", "state", "reason", "next_number", "created_at", "ended_at")
+"""What :func:`of_values` takes."""
+_NAMED = Statement(f"SELECT {', '.join(FIELDS)} FROM studies WHERE name = %s")
 _COUNT_UP = Bulk(
     sqlite="UPDATE studies SET next_number = next_number + ? WHERE id = ?",
     postgres="UPDATE studies SET next_number = next_number + given.n FROM {rows} WHERE studies.id = given.id",
@@ -92,16 +94,7 @@ def named(connection: Connection, name: str) -> Study:
     rows = _NAMED.rows(connection, check_text(name))
     if not rows:
         raise NotFound("study", name)
-    study_id, spec, state, reason, next_number, created_at, ended_at = rows[0]
-    return Study(
-        id=study_id,
-        spec=decode_study(spec),
-        state=StudyState(state),
-        reason=reason,
-        next_number=next_number,
-        created_at=from_micros(created_at),
-        ended_at=None if ended_at is None else from_micros(ended_at),
-    )
+    return of_values(*rows[0])
 
 
 def any_in_preflight(connection: Connection) -> bool:
@@ -209,6 +202,20 @@ def to_count_up(study_id: int, n: int) -> Change:
 def remove(connection: Connection, study_id: int) -> None:
     """Delete a study; the database deletes what belongs to it."""
     connection.execute(delete(tables.studies).where(_studies.id == study_id))
+
+
+def of_values(*values: Any) -> Study:
+    """The study of what the database keeps of it."""
+    row = dict(zip(FIELDS, values, strict=True))
+    return Study(
+        id=row["id"],
+        spec=decode_study(row["spec"]),
+        state=StudyState(row["state"]),
+        reason=row["reason"],
+        next_number=row["next_number"],
+        created_at=from_micros(row["created_at"]),
+        ended_at=None if row["ended_at"] is None else from_micros(row["ended_at"]),
+    )
 
 
 def to_study(row: Row[*tuple[Any, ...]]) -> Study:

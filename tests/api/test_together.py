@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hpsearch.errors import HpsearchError, InvalidInput, StoreError, WouldWait
+from hpsearch.at_once import takes_time
+from hpsearch.errors import HpsearchError, InvalidInput, StoreError
 from hpsearch.logs import JsonLines, about
 from hpsearch_api import together
 from hpsearch_api.together import MOST, Together
@@ -139,13 +140,13 @@ def test_what_can_be_done_at_once_needs_no_thread() -> None:
         batches.append((list(calls), threading.current_thread().name))
         return [InvalidInput("it is two") if call == 2 else 10 * call for call in calls]
 
-    def at_once(calls: Sequence[int]) -> list[int | HpsearchError]:
+    def answer(calls: Sequence[int]) -> list[int | HpsearchError]:
         if 7 in calls:
-            raise WouldWait
+            takes_time()
         return note(calls)
 
     async def main() -> None:
-        calls: Together[int, int] = Together(note, name="test", most=3, at_once=at_once)
+        calls: Together[int, int] = Together(answer, name="test", most=3, is_small=lambda some: 9 not in some)
         here = threading.current_thread().name
         found = await asyncio.gather(*begin(calls, 1, 2, 3, 4), return_exceptions=True)
         assert [str(each) for each in found] == ["10", "it is two", "30", "40"]
@@ -153,6 +154,9 @@ def test_what_can_be_done_at_once_needs_no_thread() -> None:
         batches.clear()
         assert await asyncio.gather(*begin(calls, 6, 7)) == [60, 70]
         assert batches == [([6, 7], "test-1")]
+        batches.clear()
+        assert await asyncio.gather(*begin(calls, 8, 9)) == [80, 90]
+        assert batches == [([8, 9], "test-1")], "not even tried here"
         calls.close()
 
     run(main())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hpsearch.at_once import at_once
 from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.errors import Conflict, InvalidSpec, NotFound, WouldWait
 from hpsearch.insight import eta_seconds, progress
@@ -379,11 +380,12 @@ def test_what_is_written_after_reports_is_waited_for(clock: Clock, rule: str) ->
     for step, coordinator in enumerate((first, first, knows_too_little), 1):
         calls = [("w", [Report(each.lease.token, step, {"score": 0.5 + step / 10})]) for each in held]
         if rule == "asha" or (rule == "median" and coordinator is knows_too_little):
-            with pytest.raises(WouldWait):
-                coordinator.report_all(calls, wait=False)
+            with pytest.raises(WouldWait), at_once():
+                coordinator.report_all(calls)
             found = coordinator.report_all(calls)
         else:
-            found = coordinator.report_all(calls, wait=False)
+            with at_once():
+                found = coordinator.report_all(calls)
         if rule != "asha":
             assert [d.action for (d,) in found] == [Action.STOP if rule == "threshold" else Action.CONTINUE] * 2
     steps = first.store.metrics(held[0].lease.study_id, [0])

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
+import hpsearch.at_once
 from hpsearch.errors import Conflict, HpsearchError, InvalidInput, StoreError, StoreFull, StoreUnreachable, WouldWait
 from hpsearch.spec import parse_study
 from hpsearch.store import Store, TrialQuery, WorkerHello
@@ -142,6 +143,11 @@ def test_a_group_is_one_commit(tmp_path: Path, sqlite_url: str) -> None:
     database.close()
 
 
+def at_once(database: Database, work: Callable[[Connection], Any]) -> Any:
+    with hpsearch.at_once.at_once():
+        return database.write(work)
+
+
 def test_what_must_not_wait_is_not_made_to(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(parse_url(sqlite_url))
     open_store(sqlite_url).close()
@@ -155,12 +161,12 @@ def test_what_must_not_wait_is_not_made_to(tmp_path: Path, sqlite_url: str, monk
         return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
 
     monkeypatch.setattr(GroupCommit, "SLOW_SECONDS", 60.0)
-    assert database.write(add, wait=False) == "w0"
+    assert at_once(database, add) == "w0"
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
     with pytest.raises(WouldWait):  # another process writes
-        database.write(add, wait=False)
+        at_once(database, add)
     assert time.monotonic() - began < 5
     other.execute("ROLLBACK")
     other.close()
@@ -178,25 +184,25 @@ def test_what_must_not_wait_is_not_made_to(tmp_path: Path, sqlite_url: str, monk
     thread.start()
     assert begun.wait(20)
     with pytest.raises(WouldWait):  # another thread writes
-        database.write(add, wait=False)
+        at_once(database, add)
     go_on.set()
     thread.join(20)
     assert found == ["w1"]
-    assert database.write(add, wait=False) == "w2"
+    assert at_once(database, add) == "w2"
 
     monkeypatch.setattr(GroupCommit, "SLOW_SECONDS", 0.0)
     assert database.write(add) == "w3"
     with pytest.raises(WouldWait):  # the disk was slow just now
-        database.write(add, wait=False)
+        at_once(database, add)
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + GroupCommit.WARY_SECONDS)
-    assert database.write(add, wait=False) == "w4"
+    assert at_once(database, add) == "w4"
     database.close()
 
 
 def test_a_database_elsewhere_is_always_waited_for(postgres_url: str) -> None:
     database = Database(parse_url(postgres_url))
     with pytest.raises(WouldWait):
-        database.write(lambda connection: connection.execute(text("SELECT 1")).scalar(), wait=False)
+        at_once(database, lambda connection: connection.execute(text("SELECT 1")).scalar())
     assert database.write(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
     database.close()
 

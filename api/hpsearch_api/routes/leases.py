@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -35,6 +35,8 @@ from hpsearch_api.shortcuts import Call
 from hpsearch_api.telemetry import Meters
 from hpsearch_api.together import Together
 
+FEW = 128
+"""Trials that are given out, reported on or ended in some milliseconds, by a store in this process."""
 ASK_AGAIN = 5.0
 """A worker that waits is noted as there so often, in seconds."""
 
@@ -50,12 +52,21 @@ class Calls:
     """What workers ask for all the time, answered together with what others ask for at the same moment."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        self.lease: Together[Asking, list[Assignment]] = Together(coordinator.lease_all, name="lease")
-        at_once = partial(coordinator.report_all, wait=False) if coordinator.store.is_local else None
+        few = FEW if coordinator.store.is_local else -1
+
+        def are_few(asked: Sequence[Asking]) -> bool:
+            return sum(each.capacity for each in asked) <= few
+
+        def say_little(calls: Sequence[tuple[str, Sequence[Any]]]) -> bool:
+            return sum(len(said) for _, said in calls) <= few
+
+        self.lease: Together[Asking, list[Assignment]] = Together(coordinator.lease_all, name="lease", is_small=are_few)
         self.report: Together[tuple[str, list[Report]], list[Decision]] = Together(
-            coordinator.report_all, name="report", at_once=at_once
+            coordinator.report_all, name="report", is_small=say_little
         )
-        self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(coordinator.finish_all, name="finish")
+        self.finish: Together[tuple[str, list[Result]], list[Outcome]] = Together(
+            coordinator.finish_all, name="finish", is_small=say_little
+        )
         self.queue: Together[Queued, tuple[int, int]] = Together(coordinator.queues, name="queue", most=100_000)
 
     def close(self) -> None:

@@ -302,12 +302,12 @@ class Leases(Base):
     def test_demand_counts_what_waits_and_who_else_is_there(self, store: Store) -> None:
         self.create(store, queued=2)
         self.create(store, "ext", kind="external", queued=1)
-        assert store.demand("w1", since=T0) == (4, 0), "two queued, two not created yet; external only where named"
-        assert store.demand("w1", since=T0, study="ext") == (4, 0)
-        assert store.demand("w1", since=T0, kinds=["python"]) == (0, 0)
+        assert store.demand("w1", since=T0) == (2, 4, 0), "two queued, two not created yet; external only where named"
+        assert store.demand("w1", since=T0, study="ext") == (1, 4, 0)
+        assert store.demand("w1", since=T0, kinds=["python"]) == (0, 0, 0)
         self.lease(store, 1, hello("w1"))
         self.lease(store, 0, hello("w2"))
-        assert store.demand("w1", since=T0) == (3, 1)
-        assert store.demand("w2", since=T0) == (3, 0), "w1 is busy"
-        assert store.demand("w3", since=T0) == (3, 1)
-        assert store.demand("w1", since=T0 + SECOND) == (3, 0)
+        assert store.demand("w1", since=T0) == (1, 3, 1)
+        assert store.demand("w2", since=T0) == (1, 3, 0), "w1 is busy"
+        assert store.demand("w3", since=T0) == (1, 3, 1)
+        assert store.demand("w1", since=T0 + SECOND) == (1, 3, 0)
