@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -30,83 +28,12 @@ from hpsearch.trial import (
 )
 from hpsearch_storage import attempts, metrics, rungs, studies, trials
 from hpsearch_storage.attempts import AttemptRow, Reporting
-from hpsearch_storage.codec import MAX_WHOLE, encode_metrics, to_micros
-from hpsearch_storage.prepared import Change, Statement, run_together
+from hpsearch_storage.prepared import Change, run_together
 from hpsearch_storage.trials import TrialRow
 
 _LATE = "; a late result came"
 SHORT_STEPS = 1000
 """Curves with so many steps in all are judged in a few milliseconds."""
-
-
-_GO_ON = Statement(
-    """WITH heard AS (
-        UPDATE attempts SET step = given.step, expires_at = %s
-        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[]) AS given (id, before, step, told)
-        WHERE attempts.id = given.id AND attempts.state = 'running' AND attempts.step IS NOT DISTINCT FROM given.before
-        RETURNING attempts.id, attempts.trial_id, given.step, given.told
-    ), moved AS (
-        UPDATE trials SET step = heard.step FROM heard WHERE trials.id = heard.trial_id
-    ), kept AS (
-        INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM heard
-        ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values"
-    )
-    SELECT id FROM heard"""
-)
-"""The next steps of attempts that are as they were seen: all that is changed is changed under that condition."""
-
-
-class Going:
-    """What this process last saw of attempts that are reported on: believed only as a condition of a change."""
-
-    KEPT = 20_000
-    """Attempts, some 10 MB."""
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[str, Reporting] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def report(
-        self, connection: Connection, reports: Sequence[Report], *, now: datetime, ttl: timedelta
-    ) -> list[Decision] | None:
-        """Do what :func:`report` does where each report is the next step of a lease that holds, as nearly all are.
-
-        Nothing is locked before it is written, and all is written by one statement, mostly the only one: PostgreSQL is
-        waited for a third as long.
-
-        Returns:
-            None where some report is another, or somebody else came between: then :func:`report` is to do all of it,
-            once more what has been done.
-        """
-        rows = self._take({r.token for r in reports})
-        if new := [r.token for r in reports if r.token not in rows]:
-            rows |= attempts.reporting(connection, new, locked=False)
-        if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports):
-            return None
-        told = sorted((rows[r.token].id, rows[r.token].step, r.step, encode_metrics(r.metrics)) for r in reports)
-        heard = _GO_ON.rows(connection, to_micros(now + ttl), *map(list, zip(*told, strict=True)))
-        if len(heard) < len(told):
-            return None
-        self._keep({r.token: rows[r.token]._replace(step=r.step) for r in reports})
-        return [_continued(r.token, rows[r.token]) for r in reports]
-
-    def _take(self, tokens: Iterable[str]) -> dict[str, Reporting]:
-        """What is known of tokens; it is forgotten until it has proved true."""
-        with self._lock:
-            return {token: row for token in tokens if (row := self._seen.pop(token, None)) is not None}
-
-    def _keep(self, rows: dict[str, Reporting]) -> None:
-        with self._lock:
-            self._seen.update(rows)
-            while len(self._seen) > self.KEPT:
-                self._seen.popitem(last=False)
-
-
-def _is_next(row: Reporting, step: int | None) -> bool:
-    """Whether a step of an attempt is behind all that its trial has had: nothing is given up or taken back by it."""
-    if row.state != AttemptState.RUNNING or step is None or step > MAX_WHOLE:
-        return False
-    return step > row.step if row.step is not None else row.number == 1 and not row.behind
 
 
 def report(
@@ -121,14 +48,15 @@ def report(
         *(_to_record(connection, each, held) for each in sorted(climbs, key=lambda each: each.stage_id)),
     )
     return [
-        _continued(r.token, held[r.token])
+        continued(r.token, held[r.token])
         if r.token in held
         else Decision(r.token, Action.ABANDON, why_not(rows.get(r.token)))
         for r in reports
     ]
 
 
-def _continued(token: str, row: Reporting) -> Decision:
+def continued(token: str, row: Reporting) -> Decision:
+    """The decision for a report of a lease that holds."""
     place = Place(row.study_id, row.study, row.stage, row.trial, row.last_step)
     return Decision(token, Action.CONTINUE, place=place)
 

@@ -62,6 +62,7 @@ from hpsearch_storage import (
     workers,
 )
 from hpsearch_storage.engine import Database
+from hpsearch_storage.going import Going
 from hpsearch_storage.logs import Logs
 from hpsearch_storage.migrations import current_version, newest_version
 from hpsearch_storage.optuna_records import OptunaRecords
@@ -88,7 +89,7 @@ class SqlStore:
         self.is_local = database.is_sqlite
         self._on_close = on_close
         self._heard = workers.Heard()
-        self._going = results.Going()
+        self._going = Going()
         self.logs = Logs(database)
         self.optuna = OptunaRecords(database)
         self.tokens = Tokens(database)
@@ -352,13 +353,13 @@ class SqlStore:
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
-        if not self.is_local and not climbs and not self._heard.due(workers, now=now):
+        if not self.is_local and not self._heard.due(workers, now=now):
             with suppress(StoreError):  # also where another transaction was in the way, or the study is being deleted
                 going = self._database.write_alone(
-                    lambda connection: self._going.report(connection, reports, now=now, ttl=ttl)
+                    lambda connection: self._going.report(connection, reports, climbs, now=now, ttl=ttl)
                 )
                 if going is not None:
-                    return going, []
+                    return going
         return self._database.write(work)
 
     def finish(

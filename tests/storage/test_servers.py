@@ -12,8 +12,9 @@ import pytest
 from hpsearch.coordinator import Coordinator
 from hpsearch.spec import parse_study
 from hpsearch.store import TrialQuery, WorkerHello
-from hpsearch.trial import Report, Result, TrialState
-from hpsearch_storage import open_store
+from hpsearch.testing.memory import MemoryStore
+from hpsearch.trial import Action, Report, Result, TrialState
+from hpsearch_storage import open_store, results
 from hpsearch_storage.maintenance import check
 from stores import DOCUMENT, NOW
 
@@ -97,3 +98,79 @@ def test_a_lost_lease_is_lost_at_every_server(servers: list[Coordinator], clock:
     assert "late result came" in (first.reason or "")
     assert "with value 0.1" in (first.reason or "")
     assert len(one.store.trials(study.id, TrialQuery(states=(TrialState.COMPLETED,))).items) == 1
+
+
+def told(server: Coordinator, token: str, step: int) -> str:
+    (decision,) = server.report("w", [Report(token, step, {"loss": step / 7})])
+    return decision.action.value
+
+
+def no_other_way(*_args: object, **_more: object) -> None:
+    raise AssertionError("the next step is kept in one statement")
+
+
+@pytest.mark.parametrize("rule", ["none", "median"])
+def test_what_one_server_saw_last_is_believed_only_while_it_is_so(
+    servers: list[Coordinator], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, _ = servers
+    stage = {"name": "only", "trials": 4, "epochs": 20, "early_stopping": rule}
+    study, _ = one.submit(parse_study(DOCUMENT | {"stages": [stage]}))
+    tokens = [a.lease.token for a in one.lease(WorkerHello("w", "s", {}), 4, study="a")]
+    assert [told(server, tokens[0], 1) for server in servers] == ["continue"] * 3  # the worker is noted by each
+    with monkeypatch.context() as only:
+        only.setattr(results, "report", no_other_way)
+        assert [told(one, tokens[0], 2), told(one, tokens[0], 3), told(two, tokens[1], 1)] == ["continue"] * 3
+    assert told(two, tokens[0], 5) == "continue"
+    assert told(one, tokens[0], 4) == "continue", "it was not at step 3 any more"
+    assert one.store.trial(study.id, 0).step == 5
+    assert told(one, tokens[0], 5) == told(one, tokens[0], 2) == "continue", "repeated, and out of order"
+    together = [Report(tokens[0], 6, {"loss": 0.5}), Report(tokens[1], 2, {"loss": 0.6}), Report(tokens[2])]
+    assert [d.action for d in one.report("w", together)] == ["continue"] * 3, "one is no step"
+    two.release("w", [tokens[1]])
+    both = [Report(tokens[0], 7, {"loss": 0.5}), Report(tokens[1], 3, {"loss": 0.6})]
+    assert [d.action for d in one.report("w", both)] == ["continue", "abandon"]
+    steps = {number: [m.step for m in one.store.metrics(study.id, [number])] for number in (0, 1)}
+    assert steps == {0: [1, 2, 3, 4, 5, 6, 7], 1: [1, 2]}
+    assert one.store.metrics(study.id, [0])[1].values == {"loss": 2 / 7}, "the later word counts"
+    assert [one.store.trial(study.id, number).step for number in (0, 1)] == [7, 2]
+    two.delete("a")
+    assert [d.action for d in one.report("w", [Report(tokens[0], 8, {"loss": 0.5})])] == ["abandon"]
+
+
+def test_rungs_of_two_servers_are_one_ladder(servers: list[Coordinator]) -> None:
+    one, two, _ = servers
+    rule = {"name": "median", "warmup_epochs": 1, "min_trials": 2}
+    stage = {"name": "only", "trials": 8, "epochs": 9, "early_stopping": rule}
+    study, _ = one.submit(parse_study(DOCUMENT | {"stages": [stage]}))
+    held = {server: server.lease(WorkerHello(f"w{i}", "s", {}), 4, study="a") for i, server in enumerate((one, two))}
+    values: dict[int, float] = {}
+    stopped: dict[int, int] = {}
+    for step in range(1, 7):
+        for i, (server, assignments) in enumerate(held.items()):
+            leases = [a.lease for a in assignments if a.lease.trial not in stopped]
+            values.update({lease.trial: lease.trial / 7 for lease in leases})
+            reports = [Report(lease.token, step, {"loss": values[lease.trial]}) for lease in leases]
+            for lease, decision in zip(leases, server.report(f"w{i}", reports), strict=True):
+                if decision.action is Action.STOP:
+                    stopped[lease.trial] = step
+    entries = one.store.record_rungs(one.store.stages(study.id)[0].id, {}, after=0)
+    assert len({entry.seq for entry in entries}) == len(entries) == len({entry.place for entry in entries})
+    assert {entry.place.trial: entry.value for entry in entries} == pytest.approx(values)
+    alone = Coordinator(MemoryStore(), clock=lambda: NOW)
+    alone.submit(parse_study(DOCUMENT | {"stages": [stage]}))
+    assert stopped == ends_alone(alone, values)
+
+
+def ends_alone(server: Coordinator, values: dict[int, float]) -> dict[int, int]:
+    """When the same trials are stopped by one server whose store is in memory."""
+    leases = [a.lease for i in range(2) for a in server.lease(WorkerHello(f"w{i}", "s", {}), 4, study="a")]
+    stopped: dict[int, int] = {}
+    for step in range(1, 7):
+        for some in (leases[:4], leases[4:]):
+            going = [lease for lease in some if lease.trial not in stopped]
+            reports = [Report(lease.token, step, {"loss": values[lease.trial]}) for lease in going]
+            for lease, decision in zip(going, server.report("w", reports), strict=True):
+                if decision.action is Action.STOP:
+                    stopped[lease.trial] = step
+    return stopped

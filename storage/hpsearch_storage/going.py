@@ -1,0 +1,130 @@
+"""Reports as nearly all are, the next steps of leases that hold, in one statement: PostgreSQL is far away.
+
+:func:`hpsearch_storage.results.report` locks what it is about, reads it, writes, and commits: PostgreSQL is waited for
+six times. Here nothing is locked: what is written follows from what was seen last, and is written under the condition
+that this is so still. Where it is not, or a report says something else, all of it is left to that function.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry
+from hpsearch_storage import attempts, rungs
+from hpsearch_storage.attempts import Reporting
+from hpsearch_storage.codec import MAX_WHOLE, encode_metrics, to_micros
+from hpsearch_storage.prepared import Statement
+from hpsearch_storage.results import continued
+
+_HEARD = """WITH heard AS (
+        UPDATE attempts SET step = given.step, expires_at = %s
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[]) AS given (id, before, step, told)
+        WHERE attempts.id = given.id AND attempts.state = 'running' AND attempts.step IS NOT DISTINCT FROM given.before
+        RETURNING attempts.id, attempts.trial_id, given.step, given.told
+    ), moved AS (
+        UPDATE trials SET step = heard.step FROM heard WHERE trials.id = heard.trial_id
+    ), kept AS (
+        INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM heard
+        ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values"
+    )"""
+_GO_ON = Statement(f"{_HEARD} SELECT id FROM heard")
+_CLIMB = Statement(
+    f"""{_HEARD}, taken AS (
+        UPDATE stages SET last_rung = last_rung + %s WHERE id = %s RETURNING id, last_rung
+    ), recorded AS (
+        INSERT INTO rungs (stage_id, bracket, step, trial, value, seq, went_on)
+        SELECT taken.id, given.bracket, given.step, given.trial, given.value, taken.last_rung - given.left_over, 0
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::double precision[], %s::bigint[])
+        AS given (attempt, bracket, step, trial, value, left_over)
+        JOIN heard ON heard.id = given.attempt CROSS JOIN taken
+        ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING
+    )
+    SELECT id FROM heard"""
+)
+Answer = tuple[list[Decision], list[list[RungEntry]]]
+"""The decisions, and what is new of the rungs that were climbed."""
+
+
+class Going:
+    """What this process last saw of attempts that are reported on: believed only as a condition."""
+
+    KEPT = 20_000
+    """Attempts, some 10 MB."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, Reporting] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def report(
+        self,
+        connection: Connection,
+        reports: Sequence[Report],
+        climbs: Sequence[Climbs],
+        *,
+        now: datetime,
+        ttl: timedelta,
+    ) -> Answer | None:
+        """See :meth:`hpsearch.store.Store.report`. Each statement is a transaction of its own.
+
+        Returns:
+            None where some report is no next step, or somebody else came between: then all is to be kept in the other
+            way, once more what was kept.
+        """
+        rows = self._take({r.token for r in reports})
+        if new := [r.token for r in reports if r.token not in rows]:
+            rows |= attempts.reporting(connection, new, locked=False)
+        if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports) or len(climbs) > 1:
+            return None
+        told = sorted((rows[r.token].id, rows[r.token].step, r.step, encode_metrics(r.metrics)) for r in reports)
+        values = (to_micros(now + ttl), *_columns(told))
+        climbing = [each for of_stage in climbs for each in _climbing(of_stage, rows)]
+        if climbing:
+            heard = _CLIMB.rows(connection, *values, len(climbing), climbs[0].stage_id, *_columns(climbing))
+        else:
+            heard = _GO_ON.rows(connection, *values)
+        if len(heard) < len(told):
+            return None
+        self._keep({r.token: rows[r.token]._replace(step=r.step) for r in reports})
+        entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
+        return [continued(r.token, rows[r.token]) for r in reports], entries
+
+    def _take(self, tokens: Iterable[str]) -> dict[str, Reporting]:
+        """What is known of tokens; it is forgotten until it has proved true."""
+        with self._lock:
+            return {token: row for token in tokens if (row := self._seen.pop(token, None)) is not None}
+
+    def _keep(self, rows: dict[str, Reporting]) -> None:
+        with self._lock:
+            self._seen.update(rows)
+            while len(self._seen) > self.KEPT:
+                self._seen.popitem(last=False)
+
+
+def _is_next(row: Reporting, step: int | None) -> bool:
+    """Whether a step of an attempt is behind all that its trial has had: nothing is given up or taken back by it."""
+    if row.state != AttemptState.RUNNING or step is None or step > MAX_WHOLE:
+        return False
+    return step > row.step if row.step is not None else row.number == 1 and not row.behind
+
+
+def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[tuple[int, int, int, int, float | None, int]]:
+    """For each place that is come to: the attempt, the place, the value, and how many places are behind it."""
+    first = {
+        climb.place: (rows[climb.token].id, climb.value)
+        for climb in reversed(climbs.climbs)
+        if climb.before in (None, rows[climb.token].last_step)
+    }
+    return [
+        (attempt, *place, value + 0.0 if value is not None and math.isfinite(value) else None, len(first) - 1 - nth)
+        for nth, (place, (attempt, value)) in enumerate(sorted(first.items()))
+    ]
+
+
+def _columns(rows: Sequence[tuple[object, ...]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
