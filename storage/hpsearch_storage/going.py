@@ -1,8 +1,9 @@
-"""Reports as nearly all are, the next steps of leases that hold, in one statement: PostgreSQL is far away.
+"""Reports as nearly all are: the next steps of leases that hold.
 
 :func:`hpsearch_storage.results.report` locks what it is about, reads it, writes, and commits: PostgreSQL is waited for
-six times. Here nothing is locked: what is written follows from what was seen last, and is written under the condition
-that this is so still. Where it is not, or a report says something else, all of it is left to that function.
+six times. Here nothing is locked or read: what is written follows from what was seen last, and is written under the
+condition that this is so still, on PostgreSQL by one statement. Where it is not, or a report says something else, all
+of it is left to that function.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry
-from hpsearch_storage import attempts, rungs
+from hpsearch_storage import attempts, metrics, rungs, trials
 from hpsearch_storage.attempts import Reporting
-from hpsearch_storage.codec import MAX_WHOLE, encode_metrics, to_micros
-from hpsearch_storage.prepared import Statement
-from hpsearch_storage.results import continued
+from hpsearch_storage.codec import check_whole, encode_metrics, to_micros
+from hpsearch_storage.prepared import Bulk, Statement, run_together
+from hpsearch_storage.results import continued, to_record
 
+_NEXT = Bulk(
+    sqlite="UPDATE attempts SET step = ?, expires_at = ? WHERE id = ? AND state = 'running' AND step IS ?",
+    postgres="""UPDATE attempts SET step = given.step, expires_at = given.expires_at FROM {rows} WHERE
+        attempts.id = given.id AND attempts.state = 'running' AND attempts.step IS NOT DISTINCT FROM given.before""",
+    types={"step": "bigint", "expires_at": "bigint", "id": "bigint", "before": "bigint"},
+)
 _HEARD = """WITH heard AS (
         UPDATE attempts SET step = given.step, expires_at = %s
         FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[]) AS given (id, before, step, told)
@@ -51,6 +58,10 @@ Answer = tuple[list[Decision], list[list[RungEntry]]]
 """The decisions, and what is new of the rungs that were climbed."""
 
 
+class Overtaken(Exception):
+    """Not kept in this way: some report is no next step, or somebody else came between."""
+
+
 class Going:
     """What this process last saw of attempts that are reported on: believed only as a condition."""
 
@@ -69,27 +80,19 @@ class Going:
         *,
         now: datetime,
         ttl: timedelta,
-    ) -> Answer | None:
-        """See :meth:`hpsearch.store.Store.report`. Each statement is a transaction of its own.
+    ) -> Answer:
+        """See :meth:`hpsearch.store.Store.report`. On PostgreSQL each statement is a transaction of its own.
 
-        Returns:
-            None where some report is no next step, or somebody else came between: then all is to be kept in the other
-            way, once more what was kept.
+        Raises:
+            Overtaken: all is to be kept in the other way; on PostgreSQL once more, what was kept.
         """
         rows = self._take({r.token for r in reports})
         if new := [r.token for r in reports if r.token not in rows]:
             rows |= attempts.reporting(connection, new, locked=False)
-        if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports) or len(climbs) > 1:
-            return None
-        told = sorted((rows[r.token].id, rows[r.token].step, r.step, encode_metrics(r.metrics)) for r in reports)
-        values = (to_micros(now + ttl), *_columns(told))
-        climbing = [each for of_stage in climbs for each in _climbing(of_stage, rows)]
-        if climbing:
-            heard = _CLIMB.rows(connection, *values, len(climbing), climbs[0].stage_id, *_columns(climbing))
-        else:
-            heard = _GO_ON.rows(connection, *values)
-        if len(heard) < len(told):
-            return None
+        if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports):
+            raise Overtaken
+        write = _together if connection.dialect.name == "postgresql" else _in_turn
+        write(connection, reports, climbs, rows, expires_at=now + ttl)
         self._keep({r.token: rows[r.token]._replace(step=r.step) for r in reports})
         entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
         return [continued(r.token, rows[r.token]) for r in reports], entries
@@ -106,9 +109,54 @@ class Going:
                 self._seen.popitem(last=False)
 
 
+def _in_turn(
+    connection: Connection,
+    reports: Sequence[Report],
+    climbs: Sequence[Climbs],
+    rows: dict[str, Reporting],
+    *,
+    expires_at: datetime,
+) -> None:
+    """Keep next steps on SQLite, in a transaction that is undone if this raises Overtaken."""
+    expires = to_micros(expires_at)
+    seen = [(check_whole(r.step or 0), expires, rows[r.token].id, rows[r.token].step) for r in reports]
+    if _NEXT.run(connection, seen) < len(seen):
+        raise Overtaken
+    run_together(
+        connection,
+        metrics.to_put({(rows[r.token].trial_id, r.step or 0): r.metrics for r in reports}),
+        trials.steps_to_set({rows[r.token].trial_id: r.step or 0 for r in reports}),
+        *(to_record(connection, each, rows) for each in climbs),
+    )
+
+
+def _together(
+    connection: Connection,
+    reports: Sequence[Report],
+    climbs: Sequence[Climbs],
+    rows: dict[str, Reporting],
+    *,
+    expires_at: datetime,
+) -> None:
+    """Keep next steps on PostgreSQL by one statement, but for those of others that came between: Overtaken."""
+    if len(climbs) > 1:
+        raise Overtaken
+    told = sorted(
+        (rows[r.token].id, rows[r.token].step, check_whole(r.step or 0), encode_metrics(r.metrics)) for r in reports
+    )
+    values = (to_micros(expires_at), *_columns(told))
+    climbing = [each for of_stage in climbs for each in _climbing(of_stage, rows)]
+    if climbing:
+        heard = _CLIMB.rows(connection, *values, len(climbing), climbs[0].stage_id, *_columns(climbing))
+    else:
+        heard = _GO_ON.rows(connection, *values)
+    if len(heard) < len(told):
+        raise Overtaken
+
+
 def _is_next(row: Reporting, step: int | None) -> bool:
     """Whether a step of an attempt is behind all that its trial has had: nothing is given up or taken back by it."""
-    if row.state != AttemptState.RUNNING or step is None or step > MAX_WHOLE:
+    if row.state != AttemptState.RUNNING or step is None:
         return False
     return step > row.step if row.step is not None else row.number == 1 and not row.behind
 

@@ -100,26 +100,29 @@ class Bulk:
         self.postgres = " ".join(postgres.split()).format(rows=f"json_to_recordset(%s::json) AS given ({named})")
         self.names = tuple(types)
 
-    def run(self, connection: Connection, rows: Rows) -> None:
-        """Change the rows; none is fine."""
-        run_together(connection, (self, rows))
+    def run(self, connection: Connection, rows: Rows) -> int:
+        """Change the rows; none is fine. Returns how many there were to change."""
+        return run_together(connection, (self, rows))
 
     def text(self, rows: Rows) -> str:
         """Rows as PostgreSQL is given them."""
         return json.dumps([dict(zip(self.names, row, strict=True)) for row in rows], ensure_ascii=False)
 
 
-def run_together(connection: Connection, *changes: Change) -> None:
-    """Make changes of different tables: on PostgreSQL in one statement, which waits once for an answer."""
+def run_together(connection: Connection, *changes: Change) -> int:
+    """Make changes of different tables: on PostgreSQL in one statement, which waits once for an answer.
+
+    Returns:
+        how many rows the last of them changed.
+    """
     given = [(bulk, rows) for bulk, rows in changes if rows]
-    if not given:
-        return
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.name == "postgresql" and given:
         statement = _together(tuple(bulk for bulk, _ in given))
-        _postgres(connection, statement, tuple(bulk.text(rows) for bulk, rows in given))
-        return
+        return _postgres(connection, statement, tuple(bulk.text(rows) for bulk, rows in given)).rowcount
+    n = 0
     for bulk, rows in given:
-        _sqlite(connection).executemany(bulk.sqlite, rows)
+        n = _sqlite(connection).executemany(bulk.sqlite, rows).rowcount
+    return n
 
 
 @lru_cache(maxsize=64)

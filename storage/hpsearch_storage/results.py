@@ -45,7 +45,7 @@ def report(
     run_together(
         connection,
         *_steps_to_keep(connection, held, [r for r in reports if r.token in held and r.step is not None], now + ttl),
-        *(_to_record(connection, each, held) for each in sorted(climbs, key=lambda each: each.stage_id)),
+        *(to_record(connection, each, held) for each in sorted(climbs, key=lambda each: each.stage_id)),
     )
     return [
         continued(r.token, held[r.token])
@@ -61,7 +61,7 @@ def continued(token: str, row: Reporting) -> Decision:
     return Decision(token, Action.CONTINUE, place=place)
 
 
-def _to_record(connection: Connection, climbs: Climbs, held: dict[str, Reporting]) -> Change:
+def to_record(connection: Connection, climbs: Climbs, held: dict[str, Reporting]) -> Change:
     """Keep what the reports of leases that hold say of the rungs of one stage."""
     values: dict[RungPlace, float | None] = {}
     for climb in climbs.climbs:

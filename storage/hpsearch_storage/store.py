@@ -62,7 +62,7 @@ from hpsearch_storage import (
     workers,
 )
 from hpsearch_storage.engine import Database
-from hpsearch_storage.going import Going
+from hpsearch_storage.going import Going, Overtaken
 from hpsearch_storage.logs import Logs
 from hpsearch_storage.migrations import current_version, newest_version
 from hpsearch_storage.optuna_records import OptunaRecords
@@ -348,18 +348,24 @@ class SqlStore:
     ) -> tuple[list[Decision], list[list[RungEntry]]]:
         """See Store."""
 
+        def go_on(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
+            answer = self._going.report(connection, reports, climbs, now=now, ttl=ttl)
+            if self.is_local:
+                self._heard.seen(connection, workers, now=now)
+            return answer
+
         def work(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
             self._heard.seen(connection, workers, now=now)
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
 
-        if not self.is_local and not self._heard.due(workers, now=now):
-            with suppress(StoreError):  # also where another transaction was in the way, or the study is being deleted
-                going = self._database.write_alone(
-                    lambda connection: self._going.report(connection, reports, climbs, now=now, ttl=ttl)
-                )
-                if going is not None:
-                    return going
+        if self.is_local:
+            with suppress(Overtaken):
+                return self._database.write(go_on)
+        elif not self._heard.due(workers, now=now):
+            # Also where another transaction was in the way, or the study is being deleted: it is waited for.
+            with suppress(StoreError, Overtaken):
+                return self._database.write_alone(go_on)
         return self._database.write(work)
 
     def finish(
