@@ -80,6 +80,7 @@ def create_app(
     """
     changes = Changes()
     calls = leases.Calls(coordinator)
+    optuna_calls = optuna.Calls(coordinator, changes, limits)
     coordinator.on_change(changes.ring)
     given = {GIVEN: (token, TokenScope.ADMIN), OWN: (worker_token, TokenScope.WORK)}
     known = {name: (secret, scope) for name, (secret, scope) in given.items() if secret is not None}
@@ -98,6 +99,7 @@ def create_app(
         feeds.close()
         ticking.cancel()
         calls.close()
+        optuna_calls.close()
         traced.close()
 
     app = _App(
@@ -110,6 +112,7 @@ def create_app(
     app.state.coordinator = coordinator
     app.state.changes = changes
     app.state.calls = calls
+    app.state.optuna_calls = optuna_calls
     app.state.memory = Memory()
     app.state.doorkeeper = doorkeeper
     app.state.feeds = feeds
@@ -117,7 +120,8 @@ def create_app(
     app.state.meters = meters
     app.state.tracer = traced
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=5)
-    guard = Guard(Shortcuts(app.answer, calls=leases.SHORTCUTS), doorkeeper=doorkeeper, limits=limits)
+    shortcuts = Shortcuts(app.answer, calls=leases.SHORTCUTS | optuna.SHORTCUTS)
+    guard = Guard(shortcuts, doorkeeper=doorkeeper, limits=limits)
     app.front = Telemetry(guard, meters=meters, tracer=traced)
     problems.install(app)
     # What is asked for most comes first: routes are looked through in this order.

@@ -15,42 +15,51 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hpsearch_api import problems
+from hpsearch_api.security.scopes import known_routes
 
-Call = tuple[type[BaseModel], Callable[[Any, Request], Awaitable[Response]]]
-"""What a body is, and what answers it."""
+Call = tuple[type[BaseModel], Callable[[Any, Request], Awaitable[Response | None]]]
+"""What a body is, and what answers it; None: by the long way."""
 
 
 class Shortcuts:
-    """ASGI middleware that answers a ``POST`` of JSON to one of some paths; all else goes on.
+    """ASGI middleware that answers a ``POST`` of JSON to one of some routes; all else goes on.
 
     Args:
         app: what takes the rest, and what is not as asked for.
-        calls: by path.
+        calls: by the route's template.
     """
 
     def __init__(self, app: ASGIApp, *, calls: dict[str, Call]) -> None:
         self.app = app
         self._calls = calls
+        self._routes = known_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on, with the body if that was read."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
-        call = self._calls.get(scope["path"]) if is_post else None
+        found = self._routes.find("POST", scope["path"]) if is_post else None
+        call = None if found is None else self._calls.get(found[0])
         if call is None or Headers(scope=scope).get("content-type") != "application/json":
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive, send)
         try:
             body = await request.body()
-            try:
-                given = call[0].model_validate_json(body)
-            except ValueError:  # of JSON, of Unicode, or of the model
+            given = _read(call[0], body)
+            response = None if given is None else await call[1](given, request)
+            if response is None:
                 await self.app(scope, _again(body, receive), send)
                 return
-            response = await call[1](given, request)
         except Exception as error:
             response = problems.of(request, error)
         await response(scope, receive, send)
+
+
+def _read(model: type[BaseModel], body: bytes) -> BaseModel | None:
+    try:
+        return model.model_validate_json(body)
+    except ValueError:  # of JSON, of Unicode, or of the model
+        return None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -7,7 +7,7 @@ holds what our own columns do not (``params`` with their internal values and dis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -41,6 +41,13 @@ STATES = {
 _HEAD = Statement(
     """SELECT last_event, next_number, metric,
     EXISTS (SELECT 1 FROM trials WHERE study_id = studies.id AND state = 'queued') FROM studies WHERE id = %s"""
+)
+_EVENTS = Statement("SELECT seq, kind, data FROM events WHERE study_id = %s AND seq > %s ORDER BY seq LIMIT %s")
+_BY_NUMBERS = Statement(
+    f"""SELECT {trials.COLUMNS}, optuna_trials.ended, optuna_trials.document
+    FROM trials JOIN stages ON stages.id = trials.stage_id
+    LEFT JOIN optuna_trials ON optuna_trials.trial_id = trials.id
+    WHERE trials.study_id = %s AND trials.number = ANY (%s::bigint[]) ORDER BY trials.number"""
 )
 _side = tables.optuna_trials.c
 _trials = tables.trials.c
@@ -95,7 +102,16 @@ class View:
         query = trials.select_rows().outerjoin(tables.optuna_trials, _side.trial_id == _trials.id)
         query = query.add_columns(_side.document).where(mine, or_(_side.ended.is_(None), _side.ended == 0), *where)
         query = query.order_by(_trials.number).limit(limit)
-        rows = [(trials.to_row(row), row.document) for row in self._connection.execute(query)]
+        self._show([(trials.to_row(row), row.document) for row in self._connection.execute(query)])
+
+    def add_numbers(self, numbers: Iterable[int]) -> None:
+        """Add a few trials."""
+        rows = _BY_NUMBERS.rows(self._connection, self._study_id, sorted(numbers))
+        self.texts += [document for *_, ended, document in rows if ended]
+        self._show([(trials.of_values(*row), document) for *row, ended, document in rows if not ended])
+
+    def _show(self, rows: Sequence[tuple[TrialRow, str | None]]) -> None:
+        """Add trials that Optuna did not end, with what it noted of them."""
         steps = metrics.of_ids(self._connection, {row.id: row.number for row, _ in rows if row.started_at is not None})
         for row, text in rows:
             reported = [(s.step, s.values[self._metric]) for s in steps.get(row.id, ()) if self._metric in s.values]
@@ -158,8 +174,9 @@ def changes(connection: Connection, study_id: int, *, event: int, number: int, d
         if last_event > event:
             event, changed, cut = _followed(connection, study_id, event, number)
             more = more or cut
-            for some in chunks(sorted(changed)):
-                view.add(_trials.number.in_(some))
+            left_out = "RUNNING" if needs == "ended" else ""
+            for some in chunks([number for number, state in changed.items() if STATES[state] != left_out]):
+                view.add_numbers(some)
         if needs == "all":
             view.add(_trials.state == TrialState.RUNNING, _trials.number < number, may_have_ended=False)
     if upto > number:
@@ -175,13 +192,14 @@ def _waiting(view: View, event: int, number: int, distribution: int) -> str:
     return view.text(event=event, number=number, distributions=noted, after=distribution, more=more)
 
 
-def _followed(connection: Connection, study_id: int, event: int, number: int) -> tuple[int, set[int], bool]:
-    """The last event followed, trials below a number that changed, and whether there are more events."""
-    columns = tables.events.c
-    query = select(columns.seq, columns.kind, columns.data).where(columns.study_id == study_id, columns.seq > event)
-    rows = connection.execute(query.order_by(columns.seq).limit(EVENTS)).all()
-    changed = {row.data["number"] for row in rows if row.kind == "trial" and row.data["number"] < number}
-    return (rows[-1].seq if rows else event), changed, len(rows) == EVENTS
+def _followed(
+    connection: Connection, study_id: int, event: int, number: int
+) -> tuple[int, dict[int, TrialState], bool]:
+    """The last event followed, the last states of trials below a number, and whether there are more events."""
+    rows = _EVENTS.rows(connection, study_id, event, EVENTS)
+    told = (decode(data) for _, kind, data in rows if kind == "trial")
+    changed = {data["number"]: TrialState(data["state"]) for data in told if data["number"] < number}
+    return (rows[-1][0] if rows else event), changed, len(rows) == EVENTS
 
 
 def one(connection: Connection, trial_id: int) -> str:

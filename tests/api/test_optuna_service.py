@@ -299,6 +299,25 @@ def test_a_trial_of_others_that_this_process_ends(storage: ServiceStorage, other
         assert (found.value, found.intermediate_values) == (2.0, {1: 0.5})
 
 
+def test_a_trial_that_waited_is_seen_to_run_though_it_was_not_asked_for(
+    storage: ServiceStorage, other: ServiceStorage
+) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.enqueue_trial({"x": 0.5})
+    theirs = optuna.load_study(study_name="s", storage=other)
+    assert [t.number for t in theirs.get_trials(states=(TrialState.WAITING,))] == [0]
+    trial = study.ask()
+    trial.suggest_float("x", 0.0, 1.0)
+    trial.report(0.25, 1)
+    storage.flush()
+    assert theirs.get_trials(states=(TrialState.COMPLETE,)) == []  # what runs is left out of what this asks for
+    assert theirs.get_trials(states=(TrialState.WAITING,)) == []
+    (running,) = theirs.get_trials()
+    assert (running.state, running.params, running.intermediate_values) == (TrialState.RUNNING, {"x": 0.5}, {1: 0.25})
+    study.tell(trial, 1.0)
+    assert [t.value for t in theirs.get_trials(states=(TrialState.COMPLETE,))] == [1.0]
+
+
 def test_a_waiting_trial_is_started_once(server: str, storage: ServiceStorage) -> None:
     study = optuna.create_study(study_name="once", storage=storage)
     for i in range(12):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from hpsearch import __version__
-from hpsearch.errors import InvalidInput
+from hpsearch.coordinator import Coordinator
+from hpsearch.errors import HpsearchError, InvalidInput
+from hpsearch_api.changes import Changes
 from hpsearch_api.deps import PROBLEMS, After, Limit, TheChanges, TheCoordinator, TheLimits, check_text
 from hpsearch_api.models import View
 from hpsearch_api.optuna_models import (
@@ -27,22 +30,31 @@ from hpsearch_api.optuna_models import (
     TrialAnswer,
     plain,
 )
+from hpsearch_api.security import Limits
+from hpsearch_api.shortcuts import Call
+from hpsearch_api.together import Together
 from hpsearch_storage import SqlStore
 from hpsearch_storage.optuna_records import OptunaRecords
 
 if TYPE_CHECKING:
-    from hpsearch.integrations.optuna.backend import Position
+    from hpsearch.integrations.optuna.backend import Created, Outcome, Position
 
+Q = TypeVar("Q")
+A = TypeVar("A")
 router = APIRouter(prefix="/api/v1/optuna", tags=["optuna"], responses=PROBLEMS)
 
 Id = Annotated[int, Path(ge=0, lt=2**63)]
 
 
 def _records(coordinator: TheCoordinator) -> OptunaRecords:
+    return _store(coordinator).optuna
+
+
+def _store(coordinator: Coordinator) -> SqlStore:
     store = coordinator.store
     if not isinstance(store, SqlStore):
         raise InvalidInput(f"the store {type(store).__name__} keeps nothing of Optuna")
-    return store.optuna
+    return store
 
 
 TheRecords = Annotated[OptunaRecords, Depends(_records)]
@@ -53,9 +65,69 @@ def _room_for_study(coordinator: TheCoordinator, limits: TheLimits) -> None:
         limits.check_studies(coordinator.store.n_studies())
 
 
-def _room_for_trial(study_id: Id, coordinator: TheCoordinator, limits: TheLimits) -> None:
-    if isinstance(coordinator.store, SqlStore):
-        limits.check_trials(coordinator.store.n_trials(study_id) + 1)
+class Calls:
+    """What Optuna's clients call all the time, one after the other: side by side they would wait for each other's turn.
+
+    Threads of one process take turns at computing, and with several that compute each waits far longer than it works.
+    """
+
+    def __init__(self, coordinator: Coordinator, changes: Changes, limits: Limits) -> None:
+        self._coordinator = coordinator
+        self._changes = changes
+        self._limits = limits
+        self.create: Together[tuple[int, NewTrial], Created] = Together(_in_turn(self._create), name="optuna-create")
+        self.patch: Together[Patches, list[Outcome]] = Together(_in_turn(self._patch), name="optuna-patch")
+        self.sync: Together[tuple[int, SyncRequest], str] = Together(_in_turn(self._sync), name="optuna-sync")
+
+    def close(self) -> None:
+        """See :meth:`Together.close`."""
+        for each in (self.create, self.patch, self.sync):
+            each.close()
+
+    def _create(self, asked: tuple[int, NewTrial]) -> Created:
+        study_id, body = asked
+        store = _store(self._coordinator)
+        self._limits.check_trials(store.n_trials(study_id) + 1)
+        template = None if body.template is None else plain(body.template)
+        created = store.optuna.create_trial(study_id, template, body.times, body.key, now=self._coordinator.clock())
+        self._changes.ring()
+        return created
+
+    def _patch(self, body: Patches) -> list[Outcome]:
+        if not body.patches:
+            return []
+        patches = [plain(patch) for patch in body.patches]
+        outcomes = _store(self._coordinator).optuna.apply(patches, now=self._coordinator.clock())
+        self._changes.ring()
+        return outcomes
+
+    def _sync(self, asked: tuple[int, SyncRequest]) -> str:
+        study_id, body = asked
+        outcomes = self._patch(body)
+        at = body.position
+        position: Position = {"event": at.event, "number": at.number, "distribution": at.distribution}
+        view = _store(self._coordinator).optuna.view(study_id, position, body.needs)
+        return f'{{"outcomes":{json.dumps(outcomes)},"view":{view}}}'
+
+
+def _in_turn(answer: Callable[[Q], A]) -> Callable[[Sequence[Q]], list[A | HpsearchError]]:
+    """One answer after the other, each with its own error."""
+
+    def answered(call: Q) -> A | HpsearchError:
+        try:
+            return answer(call)
+        except HpsearchError as error:
+            return error
+
+    return lambda calls: [answered(call) for call in calls]
+
+
+async def _calls(request: Request) -> Calls:
+    calls: Calls = request.app.state.optuna_calls
+    return calls
+
+
+TheCalls = Annotated[Calls, Depends(_calls)]
 
 
 class Hello(View):
@@ -114,42 +186,37 @@ def set_attributes(study_id: Id, body: AttributesBody, records: TheRecords) -> N
             records.set_attributes(study_id, kind, attributes)
 
 
-@router.post(
-    "/studies/{study_id}/trials",
-    response_model=CreatedView,
-    status_code=201,
-    dependencies=[Depends(_room_for_trial)],
-)
-def create_trial(
-    study_id: Id, body: NewTrial, records: TheRecords, coordinator: TheCoordinator, changes: TheChanges
-) -> Any:
+@router.post("/studies/{study_id}/trials", response_model=CreatedView, status_code=201)
+async def create_trial(study_id: Id, body: NewTrial, calls: TheCalls) -> Any:
     """Make a trial; 409 if the study has ended or is trained by workers of the service."""
-    template = None if body.template is None else plain(body.template)
-    created = records.create_trial(study_id, template, body.times, body.key, now=coordinator.clock())
-    changes.ring()
-    return created
+    return await calls.create((study_id, body))
 
 
 @router.post("/patches", response_model=OutcomesBody)
-def patch_trials(body: Patches, records: TheRecords, coordinator: TheCoordinator, changes: TheChanges) -> Any:
+async def patch_trials(body: Patches, calls: TheCalls) -> Any:
     """Change trials, in one transaction."""
-    outcomes = records.apply([plain(patch) for patch in body.patches], now=coordinator.clock())
-    changes.ring()
-    return {"outcomes": outcomes}
+    return {"outcomes": await calls.patch(body)}
 
 
 @router.post("/studies/{study_id}/sync", response_model=SyncAnswer)
-def sync(
-    study_id: Id, body: SyncRequest, records: TheRecords, coordinator: TheCoordinator, changes: TheChanges
-) -> Response:
+async def sync(study_id: Id, body: SyncRequest, calls: TheCalls) -> Response:
     """Change trials, then read what is new in a study."""
-    outcomes = records.apply([plain(patch) for patch in body.patches], now=coordinator.clock())
-    if outcomes:
-        changes.ring()
-    at = body.position
-    position: Position = {"event": at.event, "number": at.number, "distribution": at.distribution}
-    view = records.view(study_id, position, body.needs)
-    return Response(f'{{"outcomes":{json.dumps(outcomes)},"view":{view}}}', media_type="application/json")
+    return Response(await calls.sync((study_id, body)), media_type="application/json")
+
+
+async def _sync(body: SyncRequest, request: Request) -> Response | None:
+    if body.position.number == 0:  # all of the study: the long way compresses it
+        return None
+    study_id = request.url.path.split("/")[5]
+    if not study_id.isascii() or not study_id.isdigit() or len(study_id) > _DIGITS:
+        return None
+    return await sync(int(study_id), body, request.app.state.optuna_calls)
+
+
+_DIGITS = 18
+"""Of an id that any route takes."""
+SHORTCUTS: dict[str, Call] = {"/api/v1/optuna/studies/{study_id}/sync": (SyncRequest, _sync)}
+"""See :class:`hpsearch_api.shortcuts.Shortcuts`."""
 
 
 @router.get("/trials/{trial_id}", response_model=TrialAnswer)

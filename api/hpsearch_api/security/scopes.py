@@ -108,6 +108,15 @@ _TABLE = {
         GET /studies/{name}/trials/{number}/parts/summary
     """,
 }
+CONTINUAL = frozenset(
+    (
+        "/api/v1/optuna/studies/{study_id}/trials",
+        "/api/v1/optuna/studies/{study_id}/sync",
+        "/api/v1/optuna/patches",
+        "/api/v1/optuna/trials/{trial_id}/heartbeat",
+    )
+)
+"""What who trains calls all the time, beside the routes of :attr:`Scope.WORK`: it steers nothing."""
 ROUTES: dict[str, Scope] = {
     line.strip(): scope for scope, text in _TABLE.items() for line in text.split("\n") if line.strip()
 }

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hpsearch.logs import about, told
 from hpsearch_api.security import Access
 from hpsearch_api.security.guard import SAFE
+from hpsearch_api.security.scopes import CONTINUAL, known_routes
 from hpsearch_api.security.scopes import Scope as TokenScope
-from hpsearch_api.security.scopes import known_routes
 from hpsearch_api.telemetry.metrics import Meters
 from hpsearch_api.telemetry.tracing import Tracer
 
@@ -30,8 +30,8 @@ class Telemetry:
     """ASGI middleware, the outermost.
 
     Every answer carries ``X-Request-ID``: the client's own if it is plain, else a new one. What changes something, but
-    for the calls of workers, and what is refused, is told to the log ``hpsearch.audit`` with who did it; every other
-    request to ``hpsearch.access`` at the level DEBUG.
+    for the calls of workers and of Optuna's trials, and what is refused, is told to the log ``hpsearch.audit`` with who
+    did it; every other request to ``hpsearch.access`` at the level DEBUG.
     """
 
     def __init__(self, app: ASGIApp, *, meters: Meters, tracer: Tracer) -> None:
@@ -67,10 +67,10 @@ class Telemetry:
                 seconds = time.perf_counter() - started
                 self._meters.answered(method, route, status, seconds)
                 span.ended(status)
-                self._log(scope, needed, status, seconds)
+                is_work = needed is TokenScope.WORK or route in CONTINUAL
+                self._log(scope, status, seconds, changes=scope["method"] not in SAFE and not is_work)
 
-    def _log(self, scope: Scope, needed: TokenScope, status: int, seconds: float) -> None:
-        changes = scope["method"] not in SAFE and needed is not TokenScope.WORK
+    def _log(self, scope: Scope, status: int, seconds: float, *, changes: bool) -> None:
         log, level = (audit, logging.INFO) if changes or status in (401, 403) else (access_log, logging.DEBUG)
         if not log.isEnabledFor(level):
             return

@@ -146,7 +146,8 @@ class Session:
         wanted = [state for state in TrialState if states is None or state in states]
         if wanted == [TrialState.WAITING]:
             return self._waiting(study_id)
-        return self.sync(study_id, "all" if TrialState.RUNNING in wanted else "ended").select(states)
+        is_open = TrialState.RUNNING in wanted or TrialState.WAITING in wanted
+        return self.sync(study_id, "all" if is_open else "ended").select(states)
 
     def _waiting(self, study_id: int) -> list[FrozenTrial]:
         """Trials that wait; where they are few, without asking for anything else."""
@@ -158,7 +159,7 @@ class Session:
                 for trial in found:
                     self.put(cache, trial)
                 return found
-        return self.sync(study_id, "ended").select((TrialState.WAITING,))
+        return self.sync(study_id, "all").select((TrialState.WAITING,))  # one that waited may run now
 
     def _exchange(self, cache: StudyCache, needs: Needs) -> View:
         patches = self._pending.with_last() if needs == "all" else []  # what waits is of running trials
