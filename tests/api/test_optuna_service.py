@@ -305,7 +305,7 @@ def test_a_trial_that_waited_is_seen_to_run_though_it_was_not_asked_for(
     study = optuna.create_study(study_name="s", storage=storage)
     study.enqueue_trial({"x": 0.5})
     theirs = optuna.load_study(study_name="s", storage=other)
-    assert [t.number for t in theirs.get_trials(states=(TrialState.WAITING,))] == [0]
+    assert [t.state for t in theirs.get_trials()] == [TrialState.WAITING]
     trial = study.ask()
     trial.suggest_float("x", 0.0, 1.0)
     trial.report(0.25, 1)
