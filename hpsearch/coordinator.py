@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from hpsearch import advancing
 from hpsearch.advancing import OwnStage
-from hpsearch.at_once import is_at_once, takes_time
+from hpsearch.at_once import takes_time
 from hpsearch.budget import Budget
 from hpsearch.drawing import Drawer
 from hpsearch.errors import Conflict, Fault, InvalidSpec, NotFound
@@ -323,8 +323,6 @@ class Coordinator:
     def report_all(self, calls: Sequence[tuple[str, Sequence[Report]]]) -> list[list[Decision]]:
         """Like :meth:`report` for several workers, in order, at hardly more than the cost of one."""
         reports = [report for _, some in calls for report in some]
-        if is_at_once() and self.stopper.climbs(reports):
-            takes_time()
         plan = self.stopper.plan(reports)
         decisions, entries = self.store.report(
             {worker for worker, _ in calls}, reports, plan.climbs, now=self.clock(), ttl=self.lease_ttl

@@ -89,6 +89,7 @@ class Curves:
                 if curve.last == first.place.step and _rise(curve.last, items):
                     values = [(said.step, value) for said, value in items]
                 else:  # another server, or another attempt, had the steps before
+                    takes_time()
                     curve = Curve(maximize, min_delta)
                     metrics = self._store.metrics(key[0], [key[1]])
                     values = [(m.step, m.values[metric]) for m in metrics if metric in m.values]
@@ -222,6 +223,8 @@ class Ladder:
 
     def _follow(self, values: Mapping[RungPlace, float]) -> None:
         """Hand values to the store, and take in what it has that was not seen before."""
+        if not self.seen:
+            takes_time()
         self._take_all(self._store.record_rungs(self._stage_id, values, after=self.seen))
 
     def _take_all(self, entries: Sequence[RungEntry]) -> None:

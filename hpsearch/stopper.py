@@ -85,11 +85,6 @@ class Stopper:
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
 
-    def climbs(self, reports: Sequence[Report]) -> bool:
-        """Whether one is of a trial that is known to climb rungs: whom that lets on is written after the reports."""
-        places = (self._places.get(report.token) for report in reports)
-        return any(place is not None and isinstance(self._rule(*place[:3]), Halving) for place in places)
-
     def plan(self, reports: Sequence[Report]) -> Plan:
         """What the reports say of rungs, of those trials that this server knows enough of."""
         said = [
@@ -124,6 +119,8 @@ class Stopper:
                 if (place := median_place(rule, s.place.trial, s.step, curve)) is not None
             ]
         if climbs:
+            if not ladder.seen:
+                takes_time()  # to read what is there
             plan.climbs.append(Climbs(stage.id, ladder.seen, tuple(climbs)))
             plan.ladders.append(ladder)
 
@@ -169,7 +166,6 @@ class Stopper:
         if not (heard := _heard(stage, metric, said)):
             return {}, False
         if isinstance(rule, Halving):
-            takes_time()
             ladder = self._ladder(stage.id, rule, stage.spec.n_epochs, maximize)
             return ladder.climb(heard, plan.places, self._clock())
         if isinstance(rule, Threshold):
