@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 from hpsearch.errors import WouldWait
 
@@ -35,3 +36,14 @@ def takes_time() -> None:
     """What follows may take its time. Raises WouldWait if the caller must not wait."""
     if _must_not_wait.get():
         raise WouldWait
+
+
+@contextmanager
+def held(lock: Lock) -> Iterator[None]:
+    """Hold a lock that others may hold while they take their time. Raises WouldWait if the caller must not wait."""
+    if not lock.acquire(blocking=not _must_not_wait.get()):
+        raise WouldWait
+    try:
+        yield
+    finally:
+        lock.release()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from hpsearch.at_once import takes_time
+from hpsearch.at_once import held, takes_time
 from hpsearch.methods import Halving, MedianRule
 from hpsearch.search.stopping import Curve, Means, Rung, bracket_of, median_says, rung_levels
 from hpsearch.store import Store
@@ -53,7 +53,7 @@ class Curves:
     def ahead(self, heard: Sequence[tuple[Said, float]], *, maximize: bool) -> dict[int, tuple[int, Curve]]:
         """Answer → the last step that is taken for granted, and the curve from there; of trials that are known."""
         found: dict[int, tuple[int, Curve]] = {}
-        with self._lock:
+        with held(self._lock):
             for key, items in _by_trial(heard).items():
                 curve = self._kept.get(key)
                 if curve is None and items[0][0].place.step > 0:
@@ -78,7 +78,7 @@ class Curves:
     ) -> dict[int, tuple[Said, Curve]]:
         """Answer → what was said, and the trial's curve up to there; as planned, if that took the truth for granted."""
         found: dict[int, tuple[Said, Curve]] = {}
-        with self._lock:
+        with held(self._lock):
             for key, items in _by_trial(heard).items():
                 first = items[0][0]
                 if all(said.index in planned for said, _ in items) and planned[first.index][0] == first.place.step:
@@ -138,12 +138,12 @@ class Ladder:
 
     def places(self, heard: Sequence[tuple[Said, float]]) -> dict[int, RungPlace]:
         """Answer → the rung that its trial comes to with it, or is at still."""
-        with self._lock:
+        with held(self._lock):
             return {said.index: place for said, _ in heard if (place := self._rung_of(said)) is not None}
 
     def take(self, entries: Sequence[RungEntry]) -> None:
         """Take in what the store has behind some entry that was seen."""
-        with self._lock:
+        with held(self._lock):
             self._take_all(entries)
 
     def climb(
@@ -153,7 +153,7 @@ class Ladder:
 
         Values that are not in the store yet, as planned, are taken note of before.
         """
-        with self._lock:
+        with held(self._lock):
             at = {s.index: place for s, _ in heard if (place := planned.get(s.index) or self._rung_of(s)) is not None}
             if not at:
                 return {}, False
@@ -171,7 +171,7 @@ class Ladder:
 
     def promote(self, now: datetime, *, needs_one: bool) -> bool:
         """Let on all that wait and may go on; see :meth:`Stopper.promote`."""
-        with self._lock:
+        with held(self._lock):
             self._follow({})
             return self._promote(now, needs_one=needs_one)
 
@@ -198,7 +198,7 @@ class Ladder:
         }
         if not at:
             return {}
-        with self._lock:
+        with held(self._lock):
             values = {place: curve.mean for place, curve in at.values() if not self._knows(place)}
             if values:
                 takes_time()

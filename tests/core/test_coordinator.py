@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -391,6 +393,29 @@ def test_what_is_to_be_read_of_other_trials_takes_time(clock: Clock, rule: str) 
     assert took_time == {"patience": [3], "median": [1, 3], "asha": [1, 3]}.get(rule, [])
     steps = first.store.metrics(held[0].lease.study_id, [0])
     assert [each.values["score"] for each in steps] == [0.6, 0.7, 0.8]
+
+
+def test_nobody_who_must_not_wait_waits_for_a_rule(clock: Clock) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryStore):
+        def let_on(self, *args: Any, **more: Any) -> list[int]:
+            begun.set()
+            assert go_on.wait(20)
+            return super().let_on(*args, **more)
+
+    stage = {"name": "only", "trials": 2, "epochs": 9, "early_stopping": {"name": "asha", "min_epochs": 1}}
+    coordinator = Coordinator(Slow(), clock=clock, lease_ttl=TTL)
+    coordinator.submit(spec(stage))
+    first, second = [[Report(each.lease.token, 1, {"score": 0.5})] for each in ask(coordinator, 2)]
+    with ThreadPoolExecutor(1) as elsewhere:
+        others = elsewhere.submit(coordinator.report, "w", first)
+        assert begun.wait(20)
+        with pytest.raises(WouldWait), at_once():
+            coordinator.report("w", second)
+        go_on.set()
+        assert others.result(20)[0].action is Action.CONTINUE
+    assert coordinator.report("w", second)[0].token == second[0].token
 
 
 def test_wide_packs_that_ask_at_once_share_what_there_is(coordinator: Coordinator) -> None:
