@@ -24,7 +24,9 @@ _ADD = Bulk(
 )
 _ADD_BEHIND = Bulk(
     sqlite="""INSERT INTO events (study_id, seq, kind, at, data)
-        VALUES (?1, (SELECT last_event FROM studies WHERE id = ?1) + ?2, ?3, ?4, ?5)""",
+        SELECT studies.id, studies.last_event + given.place, given.kind, given.at, given.data
+        FROM (SELECT ? AS study_id, ? AS place, ? AS kind, ? AS at, ? AS data) AS given
+        JOIN studies ON studies.id = given.study_id""",
     postgres="""INSERT INTO events (study_id, seq, kind, at, data)
         SELECT studies.id, studies.last_event + given.place, given.kind, given.at, given.data
         FROM {rows} JOIN studies ON studies.id = given.study_id""",
@@ -52,8 +54,10 @@ def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, n
 
 
 def to_append(entries: Mapping[int, Sequence[Entry]], *, now: datetime) -> list[Change]:
-    """Add entries to the ends of studies' logs (by id). The studies are locked already, so that their last number is
-    known: on PostgreSQL both changes see it as it was before them, on SQLite the first one does.
+    """Add entries to the ends of studies' logs (by id), in this order of changes.
+
+    The studies are locked already: on PostgreSQL both changes see a log's last number as it was before them, on SQLite
+    the first one does.
     """
     at = to_micros(now)
     rows = [
