@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hpsearch.at_once import takes_time
 from hpsearch.insight import Insights
 from hpsearch.methods import Halving
 from hpsearch.search.ranking import params_key
@@ -98,6 +99,7 @@ class Lineage:
 
     def _read_continued(self, study: str, study_id: int, name: str, key: str) -> Trial | None:
         """The best trial of the parent with some params. Finalists are found among the first that are read."""
+        takes_time()
         stages = self._store.stages(study_id)
         stage = next(s for s in stages if s.name == name)
         parent = next(s for s in stages if s.name == stage.parent)

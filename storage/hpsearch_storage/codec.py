@@ -27,8 +27,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_SUSPICIOUS = re.compile(r"\\u0000|(?<![.\d])\d{19}")
-"""A NUL, or an integer (no fraction) that may need more than 64 bits."""
+_LONG = re.compile("[0-9]{19}")
+"""What may be an integer of more than 64 bits."""
 _SPACE: TypeAdapter[Space] = TypeAdapter(Space)
 
 
@@ -64,7 +64,7 @@ def encode(value: Any) -> str:
         text = _ENCODER.encode(value)
     except (TypeError, ValueError):  # not finite, or no JSON: the slow way knows
         return _ENCODER.encode(_encodable(value))
-    if text.isascii() and not _SUSPICIOUS.search(text):
+    if text.isascii() and "\\u0000" not in text and not _LONG.search(text):
         return text
     return _ENCODER.encode(_encodable(value))
 

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 from hpsearch.coordinator import Coordinator
 from hpsearch.testing import MemoryStore
 from hpsearch_api.app import create_app
-from hpsearch_api.routes.leases import SHORTCUTS
+from hpsearch_api.routes import leases, optuna
 from hpsearch_api.security import Limits, Scope
-from hpsearch_api.security.scopes import ROUTES, expanded, known_routes
+from hpsearch_api.security.scopes import CONTINUAL, ROUTES, expanded, known_routes
 from hpsearch_storage import open_store
 from hpsearch_storage.tokens import SCOPES
 
@@ -45,7 +45,7 @@ def declared() -> set[str]:
 def test_every_route_has_a_scope_and_every_scope_a_route() -> None:
     assert declared() == set(ROUTES)
     assert set(ROUTES.values()) == set(Scope)
-    assert {f"POST {path}" for path in SHORTCUTS} <= declared()
+    assert {f"POST {path}" for path in [*leases.SHORTCUTS, *optuna.SHORTCUTS, *CONTINUAL]} <= declared()
 
 
 def test_the_scopes_of_tokens_are_those_of_routes() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from hpsearch.at_once import at_once
 from hpsearch.coordinator import Coordinator
-from hpsearch.errors import InvalidSpec
+from hpsearch.errors import InvalidSpec, WouldWait
 from hpsearch.spec import parse_study
 from hpsearch.store import TrialQuery, WorkerHello, all_trials
 from hpsearch.study import StudyState
@@ -160,6 +161,23 @@ def test_a_stage_goes_on_from_the_checkpoints_of_its_parents_best(tmp_path: Path
     for trial, first in [(long[0], 4), (long[1], 4), (longer[0], 7)]:
         assert trial.reason is None
         same_as_alone(channel, trial.number, first_epoch=first)
+
+
+def test_to_look_for_what_a_trial_goes_on_from_takes_time() -> None:
+    first = Coordinator(MemoryStore())
+    first.submit(parse_study(document(*RESUMED)))
+    hello = WorkerHello("w", None, {})
+    leases = [each.lease for each in first.lease(hello, 6, study="s")]
+    first.finish("w", [Result(lease.token, TrialState.COMPLETED, lease.trial / 7) for lease in leases])
+    (held,) = first.lease(hello, 1, study="s")
+    assert held.resume_from is not None
+    assert held.resume_from.stage == "short"
+    other = Coordinator(first.store)
+    with pytest.raises(WouldWait), at_once():
+        other.lease(hello, 1, study="s")
+    assert other.lease(hello, 1, study="s")[0].resume_from == held.resume_from
+    with at_once():
+        assert other.lease(hello, 1, study="s")[0].resume_from == held.resume_from
 
 
 def test_a_trial_whose_checkpoint_is_gone_is_trained_anew_and_says_so() -> None:
