@@ -17,11 +17,11 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from hpsearch.at_once import at_once
-from hpsearch.errors import HpsearchError, StoreError, WouldWait
+from hpsearch.errors import StoreError, WouldWait
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-Answering = Callable[[Sequence[Q]], Sequence[A | HpsearchError]]
+Answering = Callable[[Sequence[Q]], Sequence[A | Exception]]
 
 
 @dataclass(frozen=True, slots=True)

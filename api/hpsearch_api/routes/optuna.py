@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from hpsearch import __version__
 from hpsearch.coordinator import Coordinator
-from hpsearch.errors import HpsearchError, InvalidInput
+from hpsearch.errors import InvalidInput
 from hpsearch_api.changes import Changes
 from hpsearch_api.deps import PROBLEMS, After, Limit, TheChanges, TheCoordinator, TheLimits, check_text
 from hpsearch_api.models import View
@@ -65,6 +65,10 @@ def _room_for_study(coordinator: TheCoordinator, limits: TheLimits) -> None:
         limits.check_studies(coordinator.store.n_studies())
 
 
+MOST = 16
+"""Calls in one turn, each with a transaction of its own: so many wait for the last of them."""
+
+
 class Calls:
     """What Optuna's clients call all the time, one after the other: side by side they would wait for each other's turn.
 
@@ -75,9 +79,13 @@ class Calls:
         self._coordinator = coordinator
         self._changes = changes
         self._limits = limits
-        self.create: Together[tuple[int, NewTrial], Created] = Together(_in_turn(self._create), name="optuna-create")
-        self.patch: Together[Patches, list[Outcome]] = Together(_in_turn(self._patch), name="optuna-patch")
-        self.sync: Together[tuple[int, SyncRequest], str] = Together(_in_turn(self._sync), name="optuna-sync")
+        self.create: Together[tuple[int, NewTrial], Created] = Together(
+            _in_turn(self._create), name="optuna-create", most=MOST
+        )
+        self.patch: Together[Patches, list[Outcome]] = Together(_in_turn(self._patch), name="optuna-patch", most=MOST)
+        self.sync: Together[tuple[int, SyncRequest], str] = Together(
+            _in_turn(self._sync), name="optuna-sync", most=MOST
+        )
 
     def close(self) -> None:
         """See :meth:`Together.close`."""
@@ -110,13 +118,13 @@ class Calls:
         return f'{{"outcomes":{json.dumps(outcomes)},"view":{view}}}'
 
 
-def _in_turn(answer: Callable[[Q], A]) -> Callable[[Sequence[Q]], list[A | HpsearchError]]:
-    """One answer after the other, each with its own error."""
+def _in_turn(answer: Callable[[Q], A]) -> Callable[[Sequence[Q]], list[A | Exception]]:
+    """One answer after the other, each with its own error: none is given twice for another's sake."""
 
-    def answered(call: Q) -> A | HpsearchError:
+    def answered(call: Q) -> A | Exception:
         try:
             return answer(call)
-        except HpsearchError as error:
+        except Exception as error:
             return error
 
     return lambda calls: [answered(call) for call in calls]
@@ -207,7 +215,7 @@ async def sync(study_id: Id, body: SyncRequest, calls: TheCalls) -> Response:
 async def _sync(body: SyncRequest, request: Request) -> Response | None:
     if body.position.number == 0:  # all of the study: the long way compresses it
         return None
-    study_id = request.url.path.split("/")[5]
+    study_id = str(request.scope["path"]).split("/")[5]
     if not study_id.isascii() or not study_id.isdigit() or len(study_id) > _DIGITS:
         return None
     return await sync(int(study_id), body, request.app.state.optuna_calls)
