@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import logging
 import secrets
@@ -174,7 +175,10 @@ def serve(
         coordinator = Coordinator(store, lease_ttl=timedelta(seconds=lease_seconds))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stopped)
-        _Server(coordinator, settings).run(sockets=[listener])
+        server = _Server(coordinator, settings)
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it now and then stops all for a tenth of a second
+        server.run(sockets=[listener])
     finally:
         store.close()
 
