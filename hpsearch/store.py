@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from hpsearch.space import Params, Value
 from hpsearch.spec import StudySpec
@@ -17,6 +17,7 @@ from hpsearch.trial import (
     Attempt,
     Climbs,
     Decision,
+    Demand,
     Judge,
     Lease,
     Outcome,
@@ -136,20 +137,6 @@ class Asking:
         """How many new trials it may get beside those that it gets back."""
         most = self.capacity if self.share is None else min(self.capacity, self.share)
         return max(most - n_held, 0)
-
-
-class Demand(NamedTuple):
-    """How much there is to be leased, and for how many.
-
-    Attributes:
-        queued: trials that are queued.
-        waiting: those, and planned ones that are not created yet.
-        others: other workers that wait.
-    """
-
-    queued: int
-    waiting: int
-    others: int
 
 
 class Logs(Protocol):

@@ -143,6 +143,20 @@ class Place(NamedTuple):
     step: int
 
 
+class Demand(NamedTuple):
+    """How much there is to be leased, and for how many.
+
+    Attributes:
+        queued: trials that are queued.
+        waiting: those, and planned ones that are not created yet.
+        others: other workers that wait.
+    """
+
+    queued: int
+    waiting: int
+    others: int
+
+
 class Decision(NamedTuple):
     """The answer to one report. ``place`` is known while the lease holds."""
 

@@ -176,7 +176,6 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stopped)
         server = _Server(coordinator, settings)
-        gc.collect()
         gc.freeze()  # what is there now stays: to look through it now and then stops all for a tenth of a second
         server.run(sockets=[listener])
     finally:

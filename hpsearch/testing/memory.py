@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from hpsearch.errors import Conflict, InvalidInput, NotFound
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Asking, Demand, Page, TrialQuery, WorkerHello
+from hpsearch.store import Asking, Page, TrialQuery, WorkerHello
 from hpsearch.study import NewStage, Preflight, PreflightStatus, Stage, StageState, Study, StudyState, Worker
 from hpsearch.testing.kept import Kept, Try, document, end, new_trial, settle, why_not
 from hpsearch.testing.paging import page_of_studies, page_of_trials
@@ -21,6 +21,7 @@ from hpsearch.trial import (
     AttemptState,
     Climbs,
     Decision,
+    Demand,
     HeldTrial,
     Judge,
     Lease,

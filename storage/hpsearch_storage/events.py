@@ -11,18 +11,13 @@ from sqlalchemy import Connection, select
 from hpsearch.errors import NotFound
 from hpsearch.study import Event
 from hpsearch_storage import tables
-from hpsearch_storage.codec import encode, to_micros
-from hpsearch_storage.prepared import Bulk, Change, Statement
+from hpsearch_storage.codec import check_whole, encode, to_micros
+from hpsearch_storage.prepared import Bulk, Change, Statement, run_together
 
 Entry = tuple[str, dict[str, Any]]
 """Kind and data of an event."""
-_TAKE = Statement("UPDATE studies SET last_event = last_event + %s WHERE id = %s RETURNING last_event")
+_LAST = Statement("SELECT last_event FROM studies WHERE id = %s")
 _ADD = Bulk(
-    sqlite="INSERT INTO events (study_id, seq, kind, at, data) VALUES (?, ?, ?, ?, ?)",
-    postgres="INSERT INTO events (study_id, seq, kind, at, data) SELECT study_id, seq, kind, at, data FROM {rows}",
-    types={"study_id": "bigint", "seq": "bigint", "kind": "text", "at": "bigint", "data": "text"},
-)
-_ADD_BEHIND = Bulk(
     sqlite="""INSERT INTO events (study_id, seq, kind, at, data)
         SELECT studies.id, studies.last_event + given.place, given.kind, given.at, given.data
         FROM (SELECT ? AS study_id, ? AS place, ? AS kind, ? AS at, ? AS data) AS given
@@ -39,24 +34,19 @@ _COUNT = Bulk(
 )
 
 
-def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, now: datetime) -> int:
-    """Add entries to the end of a study's log; returns the number of the last, 0 if none is given.
+def append(connection: Connection, study_id: int, entries: Sequence[Entry], *, now: datetime) -> None:
+    """Add entries to the end of a study's log, which is locked.
 
     Their numbers come from the study's row, which stays locked until the transaction ends: what commits first has
     the lower numbers, so a reader who has seen number n will never meet a lower one later.
     """
-    if not entries:
-        return 0
-    last: int = _TAKE.rows(connection, len(entries), study_id)[0][0]
-    first, at = last - len(entries) + 1, to_micros(now)
-    _ADD.run(connection, [(study_id, seq, kind, at, encode(data)) for seq, (kind, data) in enumerate(entries, first)])
-    return last
+    run_together(connection, *to_append({study_id: entries}, now=now))
 
 
 def to_append(entries: Mapping[int, Sequence[Entry]], *, now: datetime) -> list[Change]:
-    """Add entries to the ends of studies' logs (by id), in this order of changes.
+    """What :func:`append` does, for several studies (by id); in this order of changes.
 
-    The studies are locked already: on PostgreSQL both changes see a log's last number as it was before them, on SQLite
+    On PostgreSQL both changes see a log's last number as it was before them, on SQLite
     the first one does.
     """
     at = to_micros(now)
@@ -65,7 +55,7 @@ def to_append(entries: Mapping[int, Sequence[Entry]], *, now: datetime) -> list[
         for study_id, some in sorted(entries.items())
         for place, (kind, data) in enumerate(some, 1)
     ]
-    return [(_ADD_BEHIND, rows), (_COUNT, [(len(some), study_id) for study_id, some in sorted(entries.items())])]
+    return [(_ADD, rows), (_COUNT, [(len(some), study_id) for study_id, some in sorted(entries.items())])]
 
 
 def after(connection: Connection, study_id: int, seq: int, limit: int) -> list[Event]:
@@ -82,11 +72,10 @@ def after(connection: Connection, study_id: int, seq: int, limit: int) -> list[E
 
 def last(connection: Connection, study_id: int) -> int:
     """Number of the newest event. Raises NotFound."""
-    found: int | None = connection.execute(
-        select(tables.studies.c.last_event).where(tables.studies.c.id == study_id)
-    ).scalar()
-    if found is None:
+    rows = _LAST.rows(connection, check_whole(study_id))
+    if not rows:
         raise NotFound("study", study_id)
+    found: int = rows[0][0]
     return found
 
 

@@ -8,10 +8,10 @@ of it is left to that function.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
@@ -20,15 +20,10 @@ from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry
 from hpsearch_storage import attempts, metrics, rungs, trials
 from hpsearch_storage.attempts import Reporting
 from hpsearch_storage.codec import check_whole, encode_metrics, to_micros
-from hpsearch_storage.prepared import Bulk, Statement, run_together
-from hpsearch_storage.results import continued, to_record
+from hpsearch_storage.prepared import Statement, change_rows, run_together
+from hpsearch_storage.results import climbed, continued, to_record
 
-_NEXT = Bulk(
-    sqlite="UPDATE attempts SET step = ?, expires_at = ? WHERE id = ? AND state = 'running' AND step IS ?",
-    postgres="""UPDATE attempts SET step = given.step, expires_at = given.expires_at FROM {rows} WHERE
-        attempts.id = given.id AND attempts.state = 'running' AND attempts.step IS NOT DISTINCT FROM given.before""",
-    types={"step": "bigint", "expires_at": "bigint", "id": "bigint", "before": "bigint"},
-)
+_NEXT = "UPDATE attempts SET step = ?, expires_at = ? WHERE id = ? AND state = 'running' AND step IS ?"
 _HEARD = """WITH heard AS (
         UPDATE attempts SET step = given.step, expires_at = %s
         FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[]) AS given (id, before, step, told)
@@ -92,7 +87,7 @@ class Going:
         if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports):
             raise Overtaken
         write = _together if connection.dialect.name == "postgresql" else _in_turn
-        write(connection, reports, climbs, rows, expires_at=now + ttl)
+        write(connection, _Steps(reports, climbs, rows, to_micros(now + ttl)))
         self._keep({r.token: rows[r.token]._replace(step=r.step) for r in reports})
         entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
         return [continued(r.token, rows[r.token]) for r in reports], entries
@@ -109,45 +104,47 @@ class Going:
                 self._seen.popitem(last=False)
 
 
-def _in_turn(
-    connection: Connection,
-    reports: Sequence[Report],
-    climbs: Sequence[Climbs],
-    rows: dict[str, Reporting],
-    *,
-    expires_at: datetime,
-) -> None:
-    """Keep next steps on SQLite, in a transaction that is undone if this raises Overtaken."""
-    expires = to_micros(expires_at)
-    seen = [(check_whole(r.step or 0), expires, rows[r.token].id, rows[r.token].step) for r in reports]
-    if _NEXT.run(connection, seen) < len(seen):
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Next steps to be kept.
+
+    Attributes:
+        rows: token → its attempt as it was seen.
+    """
+
+    reports: Sequence[Report]
+    climbs: Sequence[Climbs]
+    rows: dict[str, Reporting]
+    expires_at: int
+
+
+def _in_turn(connection: Connection, steps: _Steps) -> None:
+    """Keep them on SQLite, in a transaction that is undone if this raises Overtaken."""
+    told = [(steps.rows[r.token], r.step or 0, r.metrics) for r in steps.reports]
+    seen = [(check_whole(step), steps.expires_at, row.id, row.step) for row, step, _ in told]
+    if change_rows(connection, _NEXT, seen) < len(seen):
         raise Overtaken
     run_together(
         connection,
-        metrics.to_put({(rows[r.token].trial_id, r.step or 0): r.metrics for r in reports}),
-        trials.steps_to_set({rows[r.token].trial_id: r.step or 0 for r in reports}),
-        *(to_record(connection, each, rows) for each in climbs),
+        metrics.to_put({(row.trial_id, step): values for row, step, values in told}),
+        trials.steps_to_set({row.trial_id: step for row, step, _ in told}),
+        *(to_record(connection, each, steps.rows) for each in steps.climbs),
     )
 
 
-def _together(
-    connection: Connection,
-    reports: Sequence[Report],
-    climbs: Sequence[Climbs],
-    rows: dict[str, Reporting],
-    *,
-    expires_at: datetime,
-) -> None:
-    """Keep next steps on PostgreSQL by one statement, but for those of others that came between: Overtaken."""
-    if len(climbs) > 1:
+def _together(connection: Connection, steps: _Steps) -> None:
+    """Keep them on PostgreSQL by one statement, but for those of others that came between: Overtaken."""
+    if len(steps.climbs) > 1:
         raise Overtaken
+    rows = steps.rows
     told = sorted(
-        (rows[r.token].id, rows[r.token].step, check_whole(r.step or 0), encode_metrics(r.metrics)) for r in reports
+        (rows[r.token].id, rows[r.token].step, check_whole(r.step or 0), encode_metrics(r.metrics))
+        for r in steps.reports
     )
-    values = (to_micros(expires_at), *_columns(told))
-    climbing = [each for of_stage in climbs for each in _climbing(of_stage, rows)]
+    values = (steps.expires_at, *_columns(told))
+    climbing = [each for of_stage in steps.climbs for each in _climbing(of_stage, rows)]
     if climbing:
-        heard = _CLIMB.rows(connection, *values, len(climbing), climbs[0].stage_id, *_columns(climbing))
+        heard = _CLIMB.rows(connection, *values, len(climbing), steps.climbs[0].stage_id, *_columns(climbing))
     else:
         heard = _GO_ON.rows(connection, *values)
     if len(heard) < len(told):
@@ -163,14 +160,10 @@ def _is_next(row: Reporting, step: int | None) -> bool:
 
 def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[tuple[int, int, int, int, float | None, int]]:
     """For each place that is come to: the attempt, the place, the value, and how many places are behind it."""
-    first = {
-        climb.place: (rows[climb.token].id, climb.value)
-        for climb in reversed(climbs.climbs)
-        if climb.before in (None, rows[climb.token].last_step)
-    }
+    first = sorted(climbed(climbs, rows).items())
     return [
-        (attempt, *place, value + 0.0 if value is not None and math.isfinite(value) else None, len(first) - 1 - nth)
-        for nth, (place, (attempt, value)) in enumerate(sorted(first.items()))
+        (rows[climb.token].id, *place, rungs.kept(climb.value), len(first) - 1 - nth)
+        for nth, (place, climb) in enumerate(first)
     ]
 
 

@@ -253,7 +253,8 @@ def _write(connection: Connection, writing: Writing, patch: Patch, *, now: datet
         _let_go(connection, new, now=now)
         deltas = {old.state: -1, new.state: 1}
         stages.count(connection, Counted(new.stage_id, deltas, n_epochs=new.n_epochs * new.state.is_finished))
-    return events.append(connection, new.study_id, [new.entry()], now=now)
+    events.append(connection, new.study_id, [new.entry()], now=now)
+    return events.last(connection, new.study_id)
 
 
 def _set_trial(connection: Connection, row: TrialRow) -> None:
@@ -317,8 +318,10 @@ def create(
     if new is not row:
         _set_trial(connection, new)
     stages.count(connection, Counted(new.stage_id, {new.state: 1}, n_epochs=new.n_epochs * new.state.is_finished))
-    entries = [] if new.state is TrialState.QUEUED else [new.entry()]
-    event = events.append(connection, study_id, entries, now=now) or None
+    event = None
+    if new.state is not TrialState.QUEUED:
+        events.append(connection, study_id, [new.entry()], now=now)
+        event = events.last(connection, study_id)
     return {"trial": row.id, "number": row.number, "at": to_micros(now), "event": event}
 
 

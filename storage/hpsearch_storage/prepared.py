@@ -100,29 +100,31 @@ class Bulk:
         self.postgres = " ".join(postgres.split()).format(rows=f"json_to_recordset(%s::json) AS given ({named})")
         self.names = tuple(types)
 
-    def run(self, connection: Connection, rows: Rows) -> int:
-        """Change the rows; none is fine. Returns how many there were to change."""
-        return run_together(connection, (self, rows))
+    def run(self, connection: Connection, rows: Rows) -> None:
+        """Change the rows; none is fine."""
+        run_together(connection, (self, rows))
 
     def text(self, rows: Rows) -> str:
         """Rows as PostgreSQL is given them."""
         return json.dumps([dict(zip(self.names, row, strict=True)) for row in rows], ensure_ascii=False)
 
 
-def run_together(connection: Connection, *changes: Change) -> int:
-    """Make changes of different tables: on PostgreSQL in one statement, which waits once for an answer.
-
-    Returns:
-        how many rows the last of them changed.
-    """
+def run_together(connection: Connection, *changes: Change) -> None:
+    """Make changes of different tables: on PostgreSQL in one statement, which waits once for an answer."""
     given = [(bulk, rows) for bulk, rows in changes if rows]
-    if connection.dialect.name == "postgresql" and given:
+    if not given:
+        return
+    if connection.dialect.name == "postgresql":
         statement = _together(tuple(bulk for bulk, _ in given))
-        return _postgres(connection, statement, tuple(bulk.text(rows) for bulk, rows in given)).rowcount
-    n = 0
+        _postgres(connection, statement, tuple(bulk.text(rows) for bulk, rows in given))
+        return
     for bulk, rows in given:
-        n = _sqlite(connection).executemany(bulk.sqlite, rows).rowcount
-    return n
+        change_rows(connection, bulk.sqlite, rows)
+
+
+def change_rows(connection: Connection, text: str, rows: Rows) -> int:
+    """Run a statement of SQLite for each row of values; returns how many rows it changed."""
+    return _sqlite(connection).executemany(text, rows).rowcount
 
 
 @lru_cache(maxsize=64)

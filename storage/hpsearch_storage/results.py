@@ -14,6 +14,7 @@ from hpsearch.trial import (
     RESULT_STATES,
     Action,
     AttemptState,
+    Climb,
     Climbs,
     Decision,
     HeldTrial,
@@ -61,13 +62,19 @@ def continued(token: str, row: Reporting) -> Decision:
     return Decision(token, Action.CONTINUE, place=place)
 
 
-def to_record(connection: Connection, climbs: Climbs, held: dict[str, Reporting]) -> Change:
-    """Keep what the reports of leases that hold say of the rungs of one stage."""
-    values: dict[RungPlace, float | None] = {}
+def climbed(climbs: Climbs, held: Mapping[str, Reporting]) -> dict[RungPlace, Climb]:
+    """Place → the first that comes to it, of leases that hold, if it took the truth for granted."""
+    found: dict[RungPlace, Climb] = {}
     for climb in climbs.climbs:
         row = held.get(climb.token)
         if row is not None and climb.before in (None, row.last_step):
-            values.setdefault(climb.place, climb.value)
+            found.setdefault(climb.place, climb)
+    return found
+
+
+def to_record(connection: Connection, climbs: Climbs, held: Mapping[str, Reporting]) -> Change:
+    """Keep what the reports of leases that hold say of the rungs of one stage."""
+    values = {place: climb.value for place, climb in climbed(climbs, held).items()}
     return rungs.to_record(connection, climbs.stage_id, values)
 
 

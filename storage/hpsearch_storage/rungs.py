@@ -60,8 +60,12 @@ def to_record(connection: Connection, stage_id: int, values: Mapping[RungPlace, 
     first = _take(connection, stage_id, len(values))
     if first is None:
         return _RECORD, []
-    finite = {place: v + 0.0 if v is not None and math.isfinite(v) else None for place, v in values.items()}
-    return _RECORD, [(stage_id, *place, finite[place], seq) for seq, place in enumerate(sorted(finite), first)]
+    return _RECORD, [(stage_id, *place, kept(values[place]), seq) for seq, place in enumerate(sorted(values), first)]
+
+
+def kept(value: float | None) -> float | None:
+    """A value as it is kept: None unless finite."""
+    return value + 0.0 if value is not None and math.isfinite(value) else None
 
 
 def record(connection: Connection, stage_id: int, values: Mapping[RungPlace, float | None]) -> None:

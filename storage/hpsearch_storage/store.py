@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from hpsearch.errors import Conflict, InvalidInput, StoreError
 from hpsearch.space import Params
 from hpsearch.spec import StudySpec
-from hpsearch.store import Asking, Demand, Page, Table, TrialQuery
+from hpsearch.store import Asking, Page, Table, TrialQuery
 from hpsearch.study import (
     Acknowledgement,
     Border,
@@ -30,7 +30,7 @@ from hpsearch.study import (
 from hpsearch.trial import (
     Attempt,
     Climbs,
-    Decision,
+    Demand,
     Judge,
     Lease,
     Outcome,
@@ -62,7 +62,7 @@ from hpsearch_storage import (
     workers,
 )
 from hpsearch_storage.engine import Database
-from hpsearch_storage.going import Going, Overtaken
+from hpsearch_storage.going import Answer, Going, Overtaken
 from hpsearch_storage.logs import Logs
 from hpsearch_storage.migrations import current_version, newest_version
 from hpsearch_storage.optuna_records import OptunaRecords
@@ -345,16 +345,16 @@ class SqlStore:
         *,
         now: datetime,
         ttl: timedelta,
-    ) -> tuple[list[Decision], list[list[RungEntry]]]:
+    ) -> Answer:
         """See Store."""
 
-        def go_on(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
+        def go_on(connection: Connection) -> Answer:
             answer = self._going.report(connection, reports, climbs, now=now, ttl=ttl)
             if self.is_local:
                 self._heard.seen(connection, workers, now=now)
             return answer
 
-        def work(connection: Connection) -> tuple[list[Decision], list[list[RungEntry]]]:
+        def work(connection: Connection) -> Answer:
             self._heard.seen(connection, workers, now=now)
             decisions = results.report(connection, reports, climbs, now=now, ttl=ttl)
             return decisions, [rungs.after(connection, each.stage_id, each.after) for each in climbs]
@@ -363,8 +363,7 @@ class SqlStore:
             with suppress(Overtaken):
                 return self._database.write(go_on)
         elif not self._heard.due(workers, now=now):
-            # Also where another transaction was in the way, or the study is being deleted: it is waited for.
-            with suppress(StoreError, Overtaken):
+            with suppress(Overtaken, StoreError):  # such as of a transaction in the way: that one is waited for
                 return self._database.write_alone(go_on)
         return self._database.write(work)
 
