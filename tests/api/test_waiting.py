@@ -39,6 +39,15 @@ def seen(url: str, worker: str) -> str | None:
         return next((w["last_seen"] for w in client.workers() if w["name"] == worker), None)
 
 
+def waits_since(url: str, worker: str) -> str:
+    """When the one call under way was noted last: its lease is begun at once, and once more where it takes time."""
+    seen_at = None
+    while seen_at is None or seen(url, worker) != seen_at:
+        seen_at = seen(url, worker)
+        time.sleep(0.2)
+    return seen_at
+
+
 def test_who_waits_takes_what_comes_and_asks_for_nothing_before(url: str) -> None:
     submit(url, "busy", "external", 5)
     found: list[dict[str, Any]] = []
@@ -48,8 +57,7 @@ def test_who_waits_takes_what_comes_and_asks_for_nothing_before(url: str) -> Non
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while (first := seen(url, "idle")) is None:
-        time.sleep(0.02)
+    first = waits_since(url, "idle")
     for _ in range(5):  # each is a change, of a study that is nothing for the one who waits
         (lease,) = call(url, "/leases", worker="busy", study="busy")["leases"]
         results = [{"token": lease["token"], "state": "completed", "value": 1.0}]
@@ -66,8 +74,7 @@ def test_who_waits_takes_what_comes_and_asks_for_nothing_before(url: str) -> Non
 def test_who_waits_is_noted_as_there(url: str) -> None:
     waiting = threading.Thread(target=lambda: call(url, "/leases", worker="idle", wait_seconds=8))
     waiting.start()
-    while (first := seen(url, "idle")) is None:
-        time.sleep(0.02)
+    first = waits_since(url, "idle")
     while seen(url, "idle") == first and waiting.is_alive():
         time.sleep(0.1)
     assert waiting.is_alive(), "noted anew while it waits"
