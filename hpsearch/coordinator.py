@@ -53,12 +53,14 @@ class Assignment:
     Attributes:
         line: where its training comes from, with the seeds that it trains with.
         n_kept: how many checkpoints its worker keeps: of trials stopped at one epoch, and of completed ones, the best.
+        stops_at: see :meth:`hpsearch.stopper.Stopper.stops_at`.
     """
 
     lease: Lease
     spec: StudySpec
     line: Line
     n_kept: tuple[int, int] = (0, 0)
+    stops_at: list[int] | None = None
 
     @property
     def seed(self) -> int:
@@ -310,7 +312,8 @@ class Coordinator:
     def _assignment(self, lease: Lease) -> Assignment:
         spec = self._spec(lease.study, lease.study_id)
         line = self.lineage.line(spec, lease.study_id, lease.stage, lease.trial, lease.params)
-        return Assignment(lease, spec, line, self.lineage.n_kept(spec, lease.study_id, lease.stage))
+        n_kept = self.lineage.n_kept(spec, lease.study_id, lease.stage)
+        return Assignment(lease, spec, line, n_kept, self.stopper.stops_at(lease))
 
     def _read_spec(self, name: str, study_id: int) -> StudySpec:
         del study_id  # part of the key: a study deleted and made anew has another

@@ -21,7 +21,7 @@ from hpsearch.at_once import takes_time
 from hpsearch.errors import NotFound
 from hpsearch.ladder import KEPT_CURVES, Curves, Ladder, Said, median_place
 from hpsearch.methods import EarlyStopping, Halving, MedianRule, NoStopping, Patience, Threshold
-from hpsearch.search.stopping import Curve, patience_says, threshold_says
+from hpsearch.search.stopping import Curve, bracket_of, patience_says, rung_levels, threshold_says
 from hpsearch.spec import Metric
 from hpsearch.store import Store
 from hpsearch.study import Stage
@@ -84,6 +84,13 @@ class Stopper:
             self._places.update(places)
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
+
+    def stops_at(self, lease: Lease) -> list[int] | None:
+        """The steps of which only the first report at or behind one may be answered with ``stop``; None: any may."""
+        rule = self._rule(lease.study_id, lease.study, lease.stage)
+        if isinstance(rule, Halving):
+            return rung_levels(rule, lease.epochs, bracket_of(rule, lease.epochs, lease.trial))
+        return [] if isinstance(rule, NoStopping) else None
 
     def plan(self, reports: Sequence[Report]) -> Plan:
         """What the reports say of rungs, of those trials that this server knows enough of."""

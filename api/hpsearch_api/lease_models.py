@@ -56,6 +56,9 @@ class LeaseView(View):
     resume_from: ResumeView | None = None
     keep_stopped: int = 0
     keep_completed: int = 0
+    stops_at: list[int] | None = Field(
+        None, description="only the first report at or behind one of these steps may be answered `stop`; null: any may"
+    )
     objective: dict[str, Any]
     metric: dict[str, str]
     study_seed: int

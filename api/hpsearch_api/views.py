@@ -225,6 +225,7 @@ def _lease_view(assignment: Assignment, lease_seconds: float) -> dict[str, Any]:
         "resume_from": None if resume is None else asdict(resume),
         "keep_stopped": assignment.n_kept[0],
         "keep_completed": assignment.n_kept[1],
+        "stops_at": assignment.stops_at,
         "study_seed": spec.seed,
         "data_seed": assignment.data_seed,
         "lease_seconds": lease_seconds,

@@ -74,10 +74,13 @@ class Checkpoints:
         epochs = {checkpoint.epoch for members in found for checkpoint in members}
         return found if len(epochs) == 1 else None
 
+    @property
+    def are_due(self) -> bool:
+        """Whether the last time is long ago."""
+        return time.monotonic() - self._saved_at >= self._every
+
     def save(self, packs: Sequence[Trainable], leases: Sequence[LeasedTrial], live: Sequence[int]) -> None:
-        """Keep where the live trials are, if the last time is long ago. A full disk costs a warning, no trial."""
-        if time.monotonic() - self._saved_at < self._every:
-            return
+        """Keep where the live trials are. A full disk costs a warning, no trial."""
         for job in live:
             if not self._save(packs, leases[job], job):
                 break

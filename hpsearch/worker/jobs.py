@@ -58,11 +58,17 @@ def train_jobs(
         Lockstep(packs, leases, session, notes=notes).run()
         return
     kept = checkpoints
+
+    def after_epoch(live: list[int]) -> None:
+        if kept.are_due:
+            session.flush()  # who goes on from these does not report the epochs before again
+            kept.save(packs, leases, live)
+
     Lockstep(
         packs,
         leases,
         session,
-        after_epoch=lambda live: kept.save(packs, leases, live),
+        after_epoch=after_epoch,
         before_end=lambda job, result: kept.end(packs, leases[job], job, result),
         notes=notes,
     ).run()

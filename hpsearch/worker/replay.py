@@ -158,6 +158,9 @@ class _Kept:
         self.reports += reports
         return {report.token: Decision(report.token, Action.CONTINUE) for report in reports}
 
+    def flush(self) -> bool:
+        return True
+
     def finish(self, results: Sequence[Result]) -> list[Outcome]:
         self.results += results
         return [Outcome(result.token, accepted=True) for result in results]

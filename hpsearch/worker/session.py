@@ -1,8 +1,9 @@
 """What a worker says to its server, and how it survives the server's absence.
 
-Training never waits for the server: reports that could not be sent are kept and sent with the next ones. Results do
-wait, however long the server is away, for they are what the work was for. A thread renews the leases held while an
-epoch is long.
+Training waits for the server only where the answer may be that a trial is to stop. All other reports are sent by a
+thread beside it, together with whatever was reported while the ones before were on their way; so are those that could
+not be sent. Results do wait, however long the server is away, for they are what the work was for, and none is handed
+over before its trial's reports. The same thread renews the leases held while an epoch is long.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ GRACE_SECONDS = 30.0
 """How long a worker that was told to stop keeps trying to hand over its results."""
 WAIT_SECONDS = 20.0
 """How long one request for trials waits at the server."""
+MOST_TOGETHER = 1000
+"""Reports in one request. If more wait to be sent, who reports waits, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class LeasedTrial:
     resume_from: dict[str, Any] | None = None
     keep_stopped: int = 0
     keep_completed: int = 0
+    stops_at: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,10 @@ class Channel(Protocol):
 
     def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
         """Tell metrics; token → what to do."""
+        ...
+
+    def flush(self) -> bool:
+        """Return when all that was reported has been heard; False if nobody hears it now."""
         ...
 
     def finish(self, results: Sequence[Result]) -> list[Outcome]:
@@ -147,12 +155,15 @@ class Session:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._held: dict[str, LeasedTrial] = {}
+        self._steps: dict[str, int] = {}
         self._unsent: list[Report] = []
         self._lost: dict[str, Decision] = {}
         self._renewed_at = time.monotonic()
         self._asking_since: float | None = None
         self._warned_of: str | None = None
-        threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
+        self._refused: ServerRefused | None = None
+        self._has_reported = threading.Event()
+        threading.Thread(target=self._keep_in_touch, name="reports", daemon=True).start()
 
     @property
     def idle_seconds(self) -> float:
@@ -187,6 +198,7 @@ class Session:
                 leases = [_leased(item) for item in answer["leases"]]
                 with self._lock:
                     self._held = {lease.token: lease for lease in leases}
+                    self._steps.clear()
                     self._lost.clear()
                     self._renewed_at = time.monotonic()
                 if self._recorder is not None:
@@ -231,15 +243,25 @@ class Session:
         return answers[0]
 
     def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
-        """Send metrics; token → decision. Where the server is away: continue, and they are sent later."""
+        """Send metrics; token → decision. Where the server is away, or nothing may stop: continue, sent later.
+
+        Raises:
+            ServerRefused: the server does not take them, or those of a call before.
+        """
         with self._lock:
             self._unsent += reports
             held = dict(self._held)
+            n_unsent = len(self._unsent)
+            asks = [self._may_stop(report) for report in reports]
         if self._recorder is not None:
             for report in reports:
                 if report.step is not None and report.token in held:
                     self._recorder.reported(held[report.token], report)
-        self._flush()
+        if any(asks) or n_unsent > MOST_TOGETHER:
+            self.flush()
+        else:
+            self._has_reported.set()
+            self._raise_refused()
         with self._lock:
             return {r.token: self._lost.get(r.token, Decision(r.token, Action.CONTINUE)) for r in reports}
 
@@ -247,7 +269,7 @@ class Session:
         """Hand over results, trying until the server has them; after being told to stop only for a while longer."""
         if not results:
             return []
-        while not self._flush() and not self.stop.wait(FIRST_PAUSE):
+        while not self.flush() and not self.stop.wait(FIRST_PAUSE):
             pass  # a value that the server takes from the last report needs that report first
         body = {
             "worker": self.name,
@@ -290,7 +312,7 @@ class Session:
     def release(self, tokens: Sequence[str]) -> None:
         """Give trials back unfinished; if the server does not hear it, their leases expire."""
         if tokens:
-            self._flush()
+            self.flush()
             self._call("/api/v1/leases/release", {"worker": self.name, "tokens": list(tokens)}, patient=False)
             self._let_go(tokens)
 
@@ -307,18 +329,43 @@ class Session:
             for token in tokens:
                 self._held.pop(token, None)
 
-    def _flush(self) -> bool:
+    def flush(self) -> bool:
         """Send what has not been sent; False if the server is away.
 
         One thread sends at a time, and who comes meanwhile waits: what the first could not send has to be sent yet.
+
+        Raises:
+            ServerRefused: the server does not take what was reported, by this call or by one before.
         """
         with self._sending:
-            with self._lock:
-                reports, self._unsent = self._unsent, []
-                held = dict(self._held)
-            return not reports or self._send(reports, held)
+            while reports := self._next_to_send():
+                if not self._send(reports):
+                    return False
+        self._raise_refused()
+        return True
 
-    def _send(self, reports: list[Report], held: Mapping[str, LeasedTrial]) -> bool:
+    def _next_to_send(self) -> list[Report]:
+        with self._lock:
+            reports, self._unsent = self._unsent[:MOST_TOGETHER], self._unsent[MOST_TOGETHER:]
+        return reports
+
+    def _raise_refused(self) -> None:
+        """Say what the thread beside was told."""
+        with self._lock:
+            error, self._refused = self._refused, None
+        if error is not None:
+            raise error
+
+    def _may_stop(self, report: Report) -> bool:
+        """Whether the answer may be to stop, or nothing but an answer is wanted."""
+        lease, step = self._held.get(report.token), report.step
+        if lease is None or lease.stops_at is None or step is None:
+            return True
+        before = self._steps.get(report.token, 0)
+        self._steps[report.token] = max(before, step)
+        return any(before < rung <= step for rung in lease.stops_at)
+
+    def _send(self, reports: list[Report]) -> bool:
         body = {
             "worker": self.name,
             "reports": [
@@ -333,22 +380,26 @@ class Session:
                 return False
             self._renewed_at = time.monotonic()
             for item in answer["decisions"]:
-                if item["action"] != Action.CONTINUE and item["token"] in held:
+                if item["action"] != Action.CONTINUE and item["token"] in self._held:
                     self._lost[item["token"]] = Decision(item["token"], Action(item["action"]), item["reason"])
         return True
 
-    def _keep_alive(self) -> None:
-        """Renew what is held when nothing was reported for a third of a lease."""
+    def _keep_in_touch(self) -> None:
+        """Send what nobody waits for, and renew what is held when nothing was reported for a third of a lease."""
         while True:
-            time.sleep(0.5)
+            is_told = self._has_reported.wait(0.5)
+            self._has_reported.clear()
             with self._lock:
                 third = min((lease.lease_seconds for lease in self._held.values()), default=0.0) / 3
                 due = bool(self._held) and time.monotonic() - self._renewed_at >= third
                 if due:
                     self._renewed_at = time.monotonic()
                     self._unsent += [Report(token) for token in self._held if not self._is_lost(token)]
-            if due:
-                self._flush()
+            if is_told or due:
+                try:
+                    self.flush()
+                except ServerRefused as error:  # said to who reports next, or hands over results
+                    self._refused = error
 
     def _is_lost(self, token: str) -> bool:
         """Whether the lease is gone; that of a trial that is to stop is held until its result is handed over."""

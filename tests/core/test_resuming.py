@@ -44,6 +44,9 @@ class Direct:
     def report(self, reports: Sequence[Report]) -> dict[str, Decision]:
         return {d.token: d for d in self.coordinator.report("w", reports)}
 
+    def flush(self) -> bool:
+        return True
+
     def finish(self, results: Sequence[Result]) -> list[Outcome]:
         self.results += results
         return self.coordinator.finish("w", results)

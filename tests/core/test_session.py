@@ -1,26 +1,36 @@
-"""What a worker says to a server that goes away."""
+"""What a worker says to a server, when it waits for the answer, and what it does when the server goes away."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+import own_code
+from hpsearch.errors import ServerRefused
 from hpsearch.http import Connection
-from hpsearch.trial import Report, Result, TrialState
-from hpsearch.worker.session import Session
+from hpsearch.trial import Action, Report, Result, TrialState
+from hpsearch.worker import session as sessions
+from hpsearch.worker.session import LeasedTrial, Session
 
 
 class Server(ThreadingHTTPServer):
-    """Takes calls; breaks the connection of the first report once that is allowed, unanswered."""
+    """Takes calls; holds the first report until that is allowed, and then does with it what is to be done."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.first = first
+        self.action = "continue"
+        self.leases: list[LeasedTrial] = []
         self.told: list[tuple[str, list[int | None]]] = []
-        self.came, self.breaks = threading.Event(), threading.Event()
+        self.came, self.goes_on = threading.Event(), threading.Event()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -31,16 +41,23 @@ class _Handler(BaseHTTPRequestHandler):
         what = self.path.rsplit("/", 1)[1]
         if what == "report" and not self.server.came.is_set():
             self.server.came.set()
-            assert self.server.breaks.wait(20)
-            self.close_connection = True
-            return
+            assert self.server.goes_on.wait(20)
+            if self.server.first == "break":
+                self.close_connection = True
+                return
+            if self.server.first == "refuse":
+                self.answer(422, {"title": "no", "detail": "no such metric"})
+                return
         self.server.told.append((what, [each.get("step") for each in body.get("reports", [])]))
-        answer: dict[str, Any] = {
-            "decisions": [{"token": r["token"], "action": "continue", "reason": None} for r in body.get("reports", [])],
-            "outcomes": [{"token": r["token"], "accepted": True, "reason": None} for r in body.get("results", [])],
-        }
-        data = json.dumps(answer).encode()
-        self.send_response(200)
+        action, reports, results = self.server.action, body.get("reports", []), body.get("results", [])
+        decisions = [{"token": r["token"], "action": action, "reason": None} for r in reports]
+        outcomes = [{"token": r["token"], "accepted": True, "reason": None} for r in results]
+        leases = [asdict(lease) for lease in self.server.leases]
+        self.answer(200, {"decisions": decisions, "outcomes": outcomes, "leases": leases})
+
+    def answer(self, status: int, document: dict[str, Any]) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -50,13 +67,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served() -> Iterator[tuple[Server, Session]]:
-    server = Server()
+def served(first: str = "break", **lease: Any) -> Iterator[tuple[Server, Session]]:
+    """A server, and a session that holds a trial of it, if there is to be one."""
+    server = Server(first)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     connection = Connection(f"http://127.0.0.1:{server.server_port}")
+    session = Session(connection, "w", {}, threading.Event())
+    if lease:
+        server.leases = [own_code.lease({"kind": "python"}, token="t", **lease)]
+        session.lease(1, kinds=["python"])
+        server.told.clear()
     try:
-        yield server, Session(connection, "w", {}, threading.Event())
+        yield server, session
     finally:
+        server.goes_on.set()
+        with suppress(ServerRefused):
+            session.flush()
         connection.close()
         server.shutdown()
         server.server_close()
@@ -70,7 +96,77 @@ def test_a_result_does_not_overtake_a_report_that_another_thread_is_sending() ->
         finishing = threading.Thread(target=session.finish, args=([Result("t", TrialState.COMPLETED, 1.0)],))
         finishing.start()
         finishing.join(0.3)
-        server.breaks.set()
+        server.goes_on.set()
         finishing.join(20)
         reporting.join(20)
         assert server.told == [("report", [7]), ("finish", [])]
+
+
+def steps(first: int, last: int) -> list[Report]:
+    return [Report("t", step, {"loss": 1 / step}) for step in range(first, last + 1)]
+
+
+def test_nobody_waits_for_an_answer_that_cannot_be_to_stop_and_what_gathers_meanwhile_goes_together() -> None:
+    with served("answer", stops_at=[]) as (server, session):
+        for report in steps(1, 5):
+            assert session.report([report])["t"].action is Action.CONTINUE
+            assert server.came.wait(20)
+        assert server.told == [], "the first is not answered"
+        server.goes_on.set()
+        session.finish([Result("t", TrialState.COMPLETED, 1.0)])
+        assert server.told == [("report", [1]), ("report", [2, 3, 4, 5]), ("finish", [])]
+
+
+def test_who_waits_for_no_answer_hears_of_it_with_a_later_report() -> None:
+    with served("answer", stops_at=[]) as (server, session):
+        server.action = "abandon"
+        server.goes_on.set()
+        session.report(steps(1, 1))
+        until = time.monotonic() + 20
+        while session.report(steps(2, 2))["t"].action is not Action.ABANDON:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_an_answer_that_may_be_to_stop_is_waited_for() -> None:
+    with served("answer", stops_at=None) as (server, session):
+        server.action = "stop"
+        server.goes_on.set()
+        assert session.report(steps(1, 1))["t"].action is Action.STOP
+
+
+def test_the_first_report_at_or_behind_a_step_that_decides_is_waited_for() -> None:
+    with served("answer", stops_at=[3, 5]) as (server, session):
+        session.report(steps(1, 1))
+        assert server.came.wait(20)
+        session.report(steps(2, 2))
+        assert server.told == []
+        server.goes_on.set()
+        session.report(steps(4, 4))
+        assert server.told == [("report", [1]), ("report", [2, 4])]
+        server.action = "stop"
+        assert session.report(steps(5, 5))["t"].action is Action.STOP
+
+
+def test_a_sign_of_life_asks_for_the_answer() -> None:
+    with served("answer", stops_at=[]) as (server, session):
+        server.action = "abandon"
+        server.goes_on.set()
+        assert session.report([Report("t")])["t"].action is Action.ABANDON
+
+
+def test_who_has_more_to_send_than_goes_together_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST_TOGETHER", 2)
+    with served("answer", stops_at=[]) as (server, session):
+        server.goes_on.set()
+        session.report(steps(1, 5))
+        assert server.told == [("report", [1, 2]), ("report", [3, 4]), ("report", [5])]
+
+
+def test_that_reports_were_refused_is_said_before_results_are_handed_over() -> None:
+    with served("refuse", stops_at=[]) as (server, session):
+        session.report(steps(1, 1))
+        server.goes_on.set()
+        with pytest.raises(ServerRefused, match="no such metric"):
+            session.finish([Result("t", TrialState.COMPLETED, 1.0)])
+        assert server.told == []

@@ -253,6 +253,7 @@ class Bench:
                 if self.left[a.lease.trial] == a.lease.epochs:
                     ended.append(Result(a.lease.token, TrialState.COMPLETED))
                 elif decision.action == "stop":
+                    assert a.stops_at is None or self.left[a.lease.trial] in a.stops_at
                     ended.append(Result(a.lease.token, TrialState.PRUNED, None, decision.reason))
                 else:
                     continue
@@ -277,6 +278,21 @@ class Bench:
 def by_number(number: int, step: int) -> float:
     """The higher the number the better, at every step."""
     return number / 100 + step / 1000
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"), [("none", []), ("asha", [1, 3]), ("hyperband", [1, 3]), ("median", None), ("patience", None)]
+)
+def test_a_worker_is_told_which_answers_to_wait_for(rule: str, steps: list[int] | None) -> None:
+    (first,) = Bench(rule, trials=4, epochs=9).ask(1)
+    assert first.stops_at == steps
+
+
+def test_a_trial_that_skips_its_rung_is_stopped_by_the_first_report_behind_it() -> None:
+    bench = Bench("asha", trials=9, epochs=9)
+    pack = bench.ask(9)
+    says = [Report(a.lease.token, 2, {"score": by_number(a.lease.trial, 2)}) for a in pack]
+    assert [d.action for d in bench.server.report("w", says)] == ["stop"] * 6 + ["continue"] * 3
 
 
 def test_a_pack_is_halved_at_its_rungs() -> None:
