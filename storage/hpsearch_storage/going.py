@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,19 +20,21 @@ from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry
 from hpsearch_storage import attempts, metrics, rungs, trials
 from hpsearch_storage.attempts import Reporting
 from hpsearch_storage.codec import check_whole, encode_metrics, to_micros
-from hpsearch_storage.prepared import Statement, change_rows, run_together
+from hpsearch_storage.prepared import Statement, array_text, change_rows, run_together
 from hpsearch_storage.results import climbed, continued, to_record
 
 _NEXT = "UPDATE attempts SET step = ?, expires_at = ? WHERE id = ? AND state = 'running' AND step IS ?"
 _HEARD = """WITH heard AS (
         UPDATE attempts SET step = given.step, expires_at = %s
-        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[]) AS given (id, before, step, told)
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[])
+        AS given (id, before, step, steps, told)
         WHERE attempts.id = given.id AND attempts.state = 'running' AND attempts.step IS NOT DISTINCT FROM given.before
-        RETURNING attempts.id, attempts.trial_id, given.step, given.told
+        RETURNING attempts.id, attempts.trial_id, given.step, given.steps, given.told
     ), moved AS (
         UPDATE trials SET step = heard.step FROM heard WHERE trials.id = heard.trial_id
     ), kept AS (
-        INSERT INTO metrics (trial_id, step, "values") SELECT trial_id, step, told FROM heard
+        INSERT INTO metrics (trial_id, step, "values") SELECT heard.trial_id, each.step, each.told
+        FROM heard CROSS JOIN LATERAL unnest(heard.steps::bigint[], heard.told::text[]) AS each (step, told)
         ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values"
     )"""
 _GO_ON = Statement(f"{_HEARD} SELECT id FROM heard")
@@ -51,6 +53,10 @@ _CLIMB = Statement(
 )
 Answer = tuple[list[Decision], list[list[RungEntry]]]
 """The decisions, and what is new of the rungs that were climbed."""
+
+
+Told = dict[str, dict[int, Mapping[str, float]]]
+"""Token → step → metrics, steps rising."""
 
 
 class Overtaken(Exception):
@@ -84,11 +90,10 @@ class Going:
         rows = self._take({r.token for r in reports})
         if new := [r.token for r in reports if r.token not in rows]:
             rows |= attempts.reporting(connection, new, locked=False)
-        if len(rows) < len(reports) or not all(_is_next(rows[r.token], r.step) for r in reports):
-            raise Overtaken
+        steps = _Steps(_by_token(reports, rows), climbs, rows, to_micros(now + ttl))
         write = _together if connection.dialect.name == "postgresql" else _in_turn
-        write(connection, _Steps(reports, climbs, rows, to_micros(now + ttl)))
-        self._keep({r.token: rows[r.token]._replace(step=r.step) for r in reports})
+        write(connection, steps)
+        self._keep({token: row._replace(step=last) for token, row, last in steps.lasts})
         entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
         return [continued(r.token, rows[r.token]) for r in reports], entries
 
@@ -112,22 +117,27 @@ class _Steps:
         rows: token → its attempt as it was seen.
     """
 
-    reports: Sequence[Report]
+    told: Told
     climbs: Sequence[Climbs]
     rows: dict[str, Reporting]
     expires_at: int
 
+    @property
+    def lasts(self) -> list[tuple[str, Reporting, int]]:
+        """Tokens, their attempts, and where these are afterwards."""
+        return [(token, self.rows[token], next(reversed(told))) for token, told in self.told.items()]
+
 
 def _in_turn(connection: Connection, steps: _Steps) -> None:
     """Keep them on SQLite, in a transaction that is undone if this raises Overtaken."""
-    told = [(steps.rows[r.token], r.step or 0, r.metrics) for r in steps.reports]
-    seen = [(check_whole(step), steps.expires_at, row.id, row.step) for row, step, _ in told]
+    seen = [(check_whole(last), steps.expires_at, row.id, row.step) for _, row, last in steps.lasts]
     if change_rows(connection, _NEXT, seen) < len(seen):
         raise Overtaken
+    told = ((steps.rows[token].trial_id, some) for token, some in steps.told.items())
     run_together(
         connection,
-        metrics.to_put({(row.trial_id, step): values for row, step, values in told}),
-        trials.steps_to_set({row.trial_id: step for row, step, _ in told}),
+        metrics.to_put({(trial_id, step): values for trial_id, some in told for step, values in some.items()}),
+        trials.steps_to_set({row.trial_id: last for _, row, last in steps.lasts}),
         *(to_record(connection, each, steps.rows) for each in steps.climbs),
     )
 
@@ -137,10 +147,7 @@ def _together(connection: Connection, steps: _Steps) -> None:
     if len(steps.climbs) > 1:
         raise Overtaken
     rows = steps.rows
-    told = sorted(
-        (rows[r.token].id, rows[r.token].step, check_whole(r.step or 0), encode_metrics(r.metrics))
-        for r in steps.reports
-    )
+    told = sorted((row.id, row.step, last, *_arrays(steps.told[token])) for token, row, last in steps.lasts)
     values = (steps.expires_at, *_columns(told))
     climbing = [each for of_stage in steps.climbs for each in _climbing(of_stage, rows)]
     if climbing:
@@ -151,11 +158,27 @@ def _together(connection: Connection, steps: _Steps) -> None:
         raise Overtaken
 
 
-def _is_next(row: Reporting, step: int | None) -> bool:
-    """Whether a step of an attempt is behind all that its trial has had: nothing is given up or taken back by it."""
-    if row.state != AttemptState.RUNNING or step is None:
-        return False
-    return step > row.step if row.step is not None else row.number == 1 and not row.behind
+def _by_token(reports: Sequence[Report], rows: Mapping[str, Reporting]) -> Told:
+    """The reports of each attempt, if each step is behind all before: nothing is given up or taken back by them.
+
+    Raises Overtaken.
+    """
+    told: Told = {}
+    for report in reports:
+        row, steps, step = rows.get(report.token), told.setdefault(report.token, {}), report.step
+        if row is None or row.state != AttemptState.RUNNING or step is None:
+            raise Overtaken
+        before = next(reversed(steps), row.step)
+        if step <= before if before is not None else row.number > 1 or row.behind:
+            raise Overtaken
+        steps[step] = report.metrics
+    return told
+
+
+def _arrays(told: Mapping[int, Mapping[str, float]]) -> tuple[str, str]:
+    """Steps and metrics as the texts of two arrays."""
+    values = [encode_metrics(each) for each in told.values()]
+    return array_text([check_whole(step) for step in told]), array_text(values)
 
 
 def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[tuple[int, int, int, int, float | None, int]]:

@@ -67,7 +67,7 @@ def _postgres(connection: Connection, text: str, values: tuple[Any, ...]) -> psy
     """Run a statement by the driver; its errors are raised as SQLAlchemy raises them, broken connections let go."""
     driver: Any = connection.connection.driver_connection
     try:
-        found: psycopg.Cursor[tuple[Any, ...]] = driver.execute(text, [_postgres_value(value) for value in values])
+        found: psycopg.Cursor[tuple[Any, ...]] = driver.execute(text, _postgres_values(values))
     except connection.dialect.loaded_dbapi.Error as error:
         is_gone = connection.dialect.is_disconnect(error, driver, None)
         if is_gone:
@@ -76,13 +76,15 @@ def _postgres(connection: Connection, text: str, values: tuple[Any, ...]) -> psy
     return found
 
 
-def _postgres_value(value: Any) -> Any:
-    """A list as the text of an array: the driver would look at its items one by one."""
-    if not isinstance(value, list):
-        return value
-    if value and isinstance(value[0], str):
-        return "{" + ",".join(f'"{item.translate(_QUOTED)}"' for item in value) + "}"
-    return "{" + ",".join("NULL" if item is None else str(item) for item in value) + "}"
+def _postgres_values(values: tuple[Any, ...]) -> list[Any]:
+    return [array_text(value) if isinstance(value, list) else value for value in values]
+
+
+def array_text(items: list[Any]) -> str:
+    """An array of PostgreSQL as its text: the driver would look at the items one by one."""
+    if items and isinstance(items[0], str):
+        return "{" + ",".join(f'"{item.translate(_QUOTED)}"' for item in items) + "}"
+    return "{" + ",".join("NULL" if item is None else str(item) for item in items) + "}"
 
 
 class Bulk:

@@ -138,16 +138,27 @@ class StoreMachine(RuleBasedStateMachine):
         return data.draw(strategies.sampled_from([*self.model.held, "never given"]))
 
     @precondition(lambda self: self.model.held)
-    @rule(data=strategies.data(), step=strategies.one_of(strategies.none(), strategies.integers(1, 6)))
-    def report(self, data: strategies.DataObject, step: int | None) -> None:
+    @rule(
+        data=strategies.data(),
+        steps=strategies.lists(strategies.integers(1, 9), max_size=4).map(sorted)
+        | strategies.lists(strategies.integers(1, 6) | strategies.none(), min_size=1, max_size=3),
+    )
+    def report(self, data: strategies.DataObject, steps: list[int | None]) -> None:
         model, token = self.model, self.token(data)
-        value = data.draw(strategies.floats(allow_nan=False))
-        (decision,) = alone.report(self.store, "v", [Report(token, step, {"loss": value})], now=self.now, ttl=TTL)
+        values = [data.draw(strategies.floats(allow_nan=False)) for _ in steps]
+        reports = [Report(token, step, {"loss": value}) for step, value in zip(steps, values, strict=True)]
+        decisions = alone.report(self.store, "v", reports, now=self.now, ttl=TTL)
         held = model.held.get(token)
-        if held is None or held.state is not AttemptState.RUNNING:
-            assert decision.action is Action.ABANDON
-            return
-        assert decision.action is Action.CONTINUE
+        is_held = held is not None and held.state is AttemptState.RUNNING
+        assert {decision.action for decision in decisions} <= {Action.CONTINUE if is_held else Action.ABANDON}
+        assert len(decisions) == len(steps)
+        for step, value in zip(steps, values, strict=True):
+            if held is not None and is_held:
+                self.take(held, step, value)
+
+    def take(self, held: Held, step: int | None, value: float) -> None:
+        """A report of a lease that holds."""
+        model = self.model
         held.expires = model.clock + TTL
         if step is not None:
             steps = model.metrics.setdefault(held.trial, {})

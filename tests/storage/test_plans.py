@@ -116,7 +116,7 @@ def test_no_hot_path_reads_a_whole_table(
     run = prepared._postgres
 
     def noted(connection: Connection, statement: str, values: tuple[Any, ...]) -> Any:
-        note(None, None, statement, [prepared._postgres_value(value) for value in values], None, False)
+        note(None, None, statement, prepared._postgres_values(values), None, False)
         return run(connection, statement, values)
 
     if url.startswith("sqlite"):
