@@ -5,12 +5,15 @@
     python -m benchmarks.control_plane --parts flat --databases SQLite --write      # also into RESULTS.md
 
 A trial is: ask, ten reports, tell, with two params; ours over HTTP from a client of Python's ``http.client`` with one
-connection, Optuna's in the client's own process. Everything is durable: SQLite and PostgreSQL wait for the disk. The
-contenders take turns, slice by slice, and ratios are taken within a turn: how fast this machine is changes from second
-to second. Shown are medians of the turns, in brackets the lowest and the highest. GrpcStorageProxy needs ``grpcio``
-and ``protobuf``; without them it is left out.
+connection, which waits for the answer to each of the twelve calls, and once more as our own worker does it, which waits
+for the answer to a report only where that may be to stop, and sends what it reports meanwhile together, all of it
+before the results. Optuna's is in the client's own process. Everything is durable: SQLite and PostgreSQL wait for the
+disk. The contenders take turns, slice by slice, and ratios are taken within a turn: how fast this machine is changes
+from second to second. Shown are medians of the turns, in brackets the lowest and the highest. GrpcStorageProxy needs
+``grpcio`` and ``protobuf``; without them it is left out.
 
-    peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping
+    peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping; ``worker``: as
+               our own worker does it, else with each call waited for
     flat       the same at 10^2, 10^4 and 10^6, with the server's memory and times of reading requests meanwhile
     workers    8 and 64 workers at once against one
     transfer   10^6 finished trials in and out: ``hpsearch import`` and ``export``, Parquet; a tenth by ``POST trials``
@@ -44,6 +47,9 @@ from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.optuna_storage import database, free_port, postgres, quiet
 from benchmarks.verdicts import RESULTS, write
+from hpsearch.http import Connection
+from hpsearch.trial import Action, Report, Result, TrialState
+from hpsearch.worker.session import Session
 
 STEPS = 10
 SPACE = {"x": {"type": "float", "low": 0.0, "high": 1.0}, "y": {"type": "float", "low": 1e-5, "high": 1.0, "log": True}}
@@ -161,6 +167,29 @@ class Client:
         return len(leases)
 
 
+class Worker:
+    """The calls as our own worker makes them."""
+
+    def __init__(self, address: str) -> None:
+        self._session = Session(Connection(f"http://{address}"), "worker", {}, threading.Event())
+
+    def pack(self, study: str, width: int) -> int:
+        """As :meth:`Client.pack`."""
+        leases = self._session.lease(width, kinds=["external"], study=study).leases
+        running = {lease.token: float(lease.params["x"]) for lease in leases}
+        results = []
+        for step in range(1, STEPS + 1):
+            said = self._session.report([Report(t, step, {"loss": x + 1 / step}) for t, x in running.items()])
+            for token in [token for token, decision in said.items() if decision.action is Action.STOP]:
+                running.pop(token)
+                results.append(Result(token, TrialState.PRUNED))
+            if not running:
+                break
+        results += [Result(token, TrialState.COMPLETED, x) for token, x in running.items()]
+        assert all(outcome.accepted for outcome in self._session.finish(results))
+        return len(leases)
+
+
 # -- Optuna's storages --------------------------------------------------------------------------------------------
 
 
@@ -250,6 +279,7 @@ def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
             "SQLite": Server(f"sqlite:///{folder / 'peers.db'}", folder),
             "PostgreSQL": Server(database(server), folder),
         }
+        workers = {where: Worker(each.address) for where, each in ours.items()}
         for each in ours.values():
             stack.callback(each.close)
             for rule in ("none", "median", "asha"):
@@ -272,8 +302,9 @@ def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
         for rule in ("none", "median", "asha"):
             units: dict[str, Callable[[], int]] = {}
             for where, each in ours.items():
-                units[f"{where} ×{PACK}"] = lambda c=each.client, r=rule: c.pack(r, PACK)
-                units[f"{where} ×1"] = lambda c=each.client, r=rule: c.pack(r, 1)
+                for caller, how in ((each.client, ""), (workers[where], ", worker")):
+                    units[f"{where} ×{PACK}{how}"] = lambda c=caller, r=rule: c.pack(r, PACK)
+                    units[f"{where} ×1{how}"] = lambda c=caller, r=rule: c.pack(r, 1)
             for name, study in theirs.items():
                 units[name] = lambda s=study, r=rule: optuna_trial(s, prune=r != "none")
             rates = in_turn(units, options.rounds, options.seconds)
