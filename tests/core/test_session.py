@@ -83,6 +83,7 @@ def served(first: str = "break", **lease: Any) -> Iterator[tuple[Server, Session
         server.goes_on.set()
         with suppress(ServerRefused):
             session.flush()
+        session.release(["t"])  # who holds nothing renews nothing
         connection.close()
         server.shutdown()
         server.server_close()
