@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MAX_BYTES = 2**20
 """A request may be so long, and so much waits at most."""
+DROPPED_BYTES = 16 * MAX_BYTES
+"""So much of a request that is refused is read: who still writes when the connection ends never sees the answer."""
 
 
 class Mailbox:
@@ -38,6 +40,8 @@ class Mailbox:
                     self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)
+                    if status in (401, 413):
+                        _drop(self)
 
             def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
                 """Nothing is written to standard error."""
@@ -72,17 +76,30 @@ class Mailbox:
     def _take(self, request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
         """Status and body of the answer."""
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        length = request.headers.get("Content-Length", "")
+        length = _length(request)
         with self._lock:
             if self._token is None or not hmac.compare_digest(given.encode(), self._token.encode()):
                 return 401, b'{"detail": "the token is not that of the trial that runs: send HPSEARCH_METRICS_TOKEN"}'
-        if not length.isascii() or not length.isdigit():
+        if length is None:
             return 411, b'{"detail": "a Content-Length is needed"}'
-        if int(length) > MAX_BYTES:
+        if length > MAX_BYTES:
             return 413, b'{"detail": "at most 1 MiB at a time"}'
-        body = request.rfile.read(int(length))
+        body = request.rfile.read(length)
         with self._lock:
             if len(self._posted) + len(body) > MAX_BYTES:
                 return 429, b'{"detail": "more than the worker can take: post less often"}'
             self._posted += body + b"\n"
             return 200, b'{"action": "stop"}' if self._is_ending() else b'{"action": "continue"}'
+
+
+def _length(request: BaseHTTPRequestHandler) -> int | None:
+    """Bytes of the body, None if that is not said."""
+    said = request.headers.get("Content-Length", "")
+    return int(said[:20]) if said.isascii() and said.isdigit() else None
+
+
+def _drop(request: BaseHTTPRequestHandler) -> None:
+    """Read what a request that was answered without its body still sends."""
+    left = min(_length(request) or 0, DROPPED_BYTES)
+    while left > 0 and (some := request.rfile.read1(min(left, 2**16))):
+        left -= len(some)

@@ -95,7 +95,7 @@ assert post(b'{"step": 1, "loss": 3}') == (200, {"action": "continue"})
 assert post(b'{"step": 2, "loss": 2}\\n{"step": 3, "loss": 1}') == (200, {"action": "continue"})
 assert post(b'no json')[0] == 200
 assert post(b'{"step": 4, "loss": 0}', token="wrong")[0] == 401
-assert post(b'{"step": 4, "loss": 0}' + b" " * 2**20)[0] == 413
+assert post(b'{"step": 4, "loss": 0}' + b" " * 2**23)[0] == 413
 print(os.environ["HPSEARCH_METRICS_TOKEN"], file=open("token", "w"))
 """
     runner().run([python(text)], heard)
