@@ -73,19 +73,20 @@ class Worker:
             leases = self.lease(len(leases)) or leases
         values = {lease["token"]: lease["trial"] + random.random() for lease in leases}
         stopped: set[str] = set()
-        for step in range(1, STEPS + 1):
+        last = 0
+        while last < STEPS:
+            first, last = last + 1, min(STEPS, last + random.choice((1, 1, 2, 3)))  # some are told together
             going = [token for token in values if token not in stopped]
             if not going:
                 break
-            told = {token: values[token] + 1 / step for token in going}
-            reports = [{"token": token, "step": step, "metrics": {"loss": told[token]}} for token in going]
+            told = [(token, step, values[token] + 1 / step) for step in range(first, last + 1) for token in going]
+            reports = [{"token": token, "step": step, "metrics": {"loss": value}} for token, step, value in told]
             answer = self.call("/api/v1/leases/report", {"worker": self.name, "reports": reports})
-            for decision in answer["decisions"]:
-                token = decision["token"]
+            for decision, (token, step, value) in zip(answer["decisions"], told, strict=True):
                 if decision["action"] == "abandon":
                     self.note("abandoned", token=token, reason=decision["reason"])
                     continue  # a result is sent in spite of that: it must be refused
-                self.note("reported", token=token, step=step, value=told[token])
+                self.note("reported", token=token, step=step, value=value)
                 if decision["action"] == "stop":
                     stopped.add(token)
             time.sleep(random.uniform(0, 0.03))
