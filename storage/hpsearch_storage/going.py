@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry
+from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry, RungPlace
 from hpsearch_storage import attempts, metrics, rungs, trials
 from hpsearch_storage.attempts import Reporting
 from hpsearch_storage.codec import check_whole, encode_metrics, to_micros
@@ -47,14 +47,16 @@ _CLIMB = Statement(
         FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::double precision[], %s::bigint[])
         AS given (attempt, bracket, step, trial, value, left_over)
         JOIN heard ON heard.id = given.attempt CROSS JOIN taken
-        ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING
+        ON CONFLICT (stage_id, bracket, step, trial) DO NOTHING RETURNING seq
     )
-    SELECT id FROM heard"""
+    SELECT heard.id, taken.last_rung, (SELECT count(*) FROM recorded) FROM heard CROSS JOIN taken"""
 )
 Answer = tuple[list[Decision], list[list[RungEntry]]]
 """The decisions, and what is new of the rungs that were climbed."""
 
 
+_Climbing = tuple[int, int, int, int, float | None, int]
+"""The attempt, the place, the value, and how many places are behind it."""
 Told = dict[str, dict[int, Mapping[str, float]]]
 """Token → step → metrics, steps rising."""
 
@@ -92,9 +94,10 @@ class Going:
             rows |= attempts.reporting(connection, new, locked=False)
         steps = _Steps(_by_token(reports, rows), climbs, rows, to_micros(now + ttl))
         write = _together if connection.dialect.name == "postgresql" else _in_turn
-        write(connection, steps)
+        entries = write(connection, steps)
         self._keep({token: row._replace(step=last) for token, row, last in steps.lasts})
-        entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
+        if entries is None:
+            entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
         return [continued(r.token, rows[r.token]) for r in reports], entries
 
     def _take(self, tokens: Iterable[str]) -> dict[str, Reporting]:
@@ -128,7 +131,11 @@ class _Steps:
         return [(token, self.rows[token], next(reversed(told))) for token, told in self.told.items()]
 
 
-def _in_turn(connection: Connection, steps: _Steps) -> None:
+New = list[list[RungEntry]] | None
+"""What is new of the rungs of each stage; None: it is to be read."""
+
+
+def _in_turn(connection: Connection, steps: _Steps) -> New:
     """Keep them on SQLite, in a transaction that is undone if this raises Overtaken."""
     seen = [(check_whole(last), steps.expires_at, row.id, row.step) for _, row, last in steps.lasts]
     if change_rows(connection, _NEXT, seen) < len(seen):
@@ -140,9 +147,10 @@ def _in_turn(connection: Connection, steps: _Steps) -> None:
         trials.steps_to_set({row.trial_id: last for _, row, last in steps.lasts}),
         *(to_record(connection, each, steps.rows) for each in steps.climbs),
     )
+    return None
 
 
-def _together(connection: Connection, steps: _Steps) -> None:
+def _together(connection: Connection, steps: _Steps) -> New:
     """Keep them on PostgreSQL by one statement, but for those of others that came between: Overtaken."""
     if len(steps.climbs) > 1:
         raise Overtaken
@@ -156,6 +164,20 @@ def _together(connection: Connection, steps: _Steps) -> None:
         heard = _GO_ON.rows(connection, *values)
     if len(heard) < len(told):
         raise Overtaken
+    return _only_own(steps.climbs[0], climbing, heard[0]) if climbing else None
+
+
+def _only_own(climbs: Climbs, climbing: Sequence[_Climbing], said: tuple[int, int, int]) -> New:
+    """The entries that were recorded just now, if all were and nobody else's lie before them unseen."""
+    _, last_rung, n_recorded = said
+    if n_recorded < len(climbing) or last_rung != climbs.after + len(climbing):
+        return None
+    return [
+        [
+            RungEntry(RungPlace(bracket, step, trial), value, went_on=False, seq=last_rung - left_over)
+            for _, bracket, step, trial, value, left_over in climbing
+        ]
+    ]
 
 
 def _by_token(reports: Sequence[Report], rows: Mapping[str, Reporting]) -> Told:
@@ -181,8 +203,8 @@ def _arrays(told: Mapping[int, Mapping[str, float]]) -> tuple[str, str]:
     return array_text([check_whole(step) for step in told]), array_text(values)
 
 
-def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[tuple[int, int, int, int, float | None, int]]:
-    """For each place that is come to: the attempt, the place, the value, and how many places are behind it."""
+def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[_Climbing]:
+    """One for each place that is come to, in the order of places."""
     first = sorted(climbed(climbs, rows).items())
     return [
         (rows[climb.token].id, *place, rungs.kept(climb.value), len(first) - 1 - nth)
