@@ -20,7 +20,7 @@ from hpsearch.trial import AttemptState, Climbs, Decision, Report, RungEntry, Ru
 from hpsearch_storage import attempts, metrics, rungs, trials
 from hpsearch_storage.attempts import Reporting
 from hpsearch_storage.codec import check_whole, encode_metrics, to_micros
-from hpsearch_storage.prepared import Statement, array_text, change_rows, run_together
+from hpsearch_storage.prepared import Statement, change_rows, run_together
 from hpsearch_storage.results import climbed, continued, to_record
 
 _NEXT = "UPDATE attempts SET step = ?, expires_at = ? WHERE id = ? AND state = 'running' AND step IS ?"
@@ -34,7 +34,8 @@ _HEARD = """WITH heard AS (
         UPDATE trials SET step = heard.step FROM heard WHERE trials.id = heard.trial_id
     ), kept AS (
         INSERT INTO metrics (trial_id, step, "values") SELECT heard.trial_id, each.step, each.told
-        FROM heard CROSS JOIN LATERAL unnest(heard.steps::bigint[], heard.told::text[]) AS each (step, told)
+        FROM heard CROSS JOIN LATERAL
+        unnest(string_to_array(heard.steps, ',')::bigint[], string_to_array(heard.told, chr(31))) AS each (step, told)
         ON CONFLICT (trial_id, step) DO UPDATE SET "values" = excluded."values"
     )"""
 _GO_ON = Statement(f"{_HEARD} SELECT id FROM heard")
@@ -155,7 +156,7 @@ def _together(connection: Connection, steps: _Steps) -> New:
     if len(steps.climbs) > 1:
         raise Overtaken
     rows = steps.rows
-    told = sorted((row.id, row.step, last, *_arrays(steps.told[token])) for token, row, last in steps.lasts)
+    told = sorted((row.id, row.step, last, *_joined(steps.told[token])) for token, row, last in steps.lasts)
     values = (steps.expires_at, *_columns(told))
     climbing = [each for of_stage in steps.climbs for each in _climbing(of_stage, rows)]
     if climbing:
@@ -197,10 +198,9 @@ def _by_token(reports: Sequence[Report], rows: Mapping[str, Reporting]) -> Told:
     return told
 
 
-def _arrays(told: Mapping[int, Mapping[str, float]]) -> tuple[str, str]:
-    """Steps and metrics as the texts of two arrays."""
-    values = [encode_metrics(each) for each in told.values()]
-    return array_text([check_whole(step) for step in told]), array_text(values)
+def _joined(told: Mapping[int, Mapping[str, float]]) -> tuple[str, str]:
+    """Steps and metrics, each as one text: JSON has no control characters."""
+    return ",".join(str(check_whole(step)) for step in told), "\x1f".join(encode_metrics(m) for m in told.values())
 
 
 def _climbing(climbs: Climbs, rows: dict[str, Reporting]) -> list[_Climbing]:

@@ -77,10 +77,10 @@ def _postgres(connection: Connection, text: str, values: tuple[Any, ...]) -> psy
 
 
 def _postgres_values(values: tuple[Any, ...]) -> list[Any]:
-    return [array_text(value) if isinstance(value, list) else value for value in values]
+    return [_array_text(value) if isinstance(value, list) else value for value in values]
 
 
-def array_text(items: list[Any]) -> str:
+def _array_text(items: list[Any]) -> str:
     """An array of PostgreSQL as its text: the driver would look at the items one by one."""
     if items and isinstance(items[0], str):
         return "{" + ",".join(f'"{item.translate(_QUOTED)}"' for item in items) + "}"

@@ -128,10 +128,12 @@ def test_what_one_server_saw_last_is_believed_only_while_it_is_so(
     together = [Report(tokens[0], 6, {"loss": 0.5}), Report(tokens[1], 2, {"loss": 0.6}), Report(tokens[2])]
     assert [d.action for d in one.report("w", together)] == ["continue"] * 3, "one is no step"
     two.release("w", [tokens[1]])
-    several = [Report(tokens[i], step, {"loss": step / 7}) for step in (1, 2, 4) for i in (2, 3)]
+    odd = 'a\x1f"b\\{},'
+    several = [Report(tokens[i], step, {"loss": step / 7, odd: i}) for step in (1, 2, 4) for i in (2, 3)]
     with monkeypatch.context() as only:
         only.setattr(results, "report", no_other_way)
         assert [d.action for d in one.report("w", several)] == ["continue"] * 6
+    assert one.store.metrics(study.id, [3])[2].values == {"loss": 4 / 7, odd: 3}
     assert told(two, tokens[3], 6) == "continue"
     several = [Report(tokens[i], step, {"loss": 0.7}) for i in (2, 3) for step in (5, 7)]
     assert [d.action for d in one.report("w", several)] == ["continue"] * 4, "one was not where it had been"
