@@ -45,7 +45,7 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from benchmarks.optuna_storage import database, free_port, postgres, quiet
+from benchmarks.optuna_storage import connect, database, postgres, proxy, quiet
 from benchmarks.verdicts import RESULTS, write
 from hpsearch.http import Connection
 from hpsearch.trial import Action, Report, Result, TrialState
@@ -223,28 +223,6 @@ def optuna_study(storage: Any, n: int, name: str = "peer") -> optuna.Study:
     return study
 
 
-def serve_proxy(url: str, port: int) -> None:
-    from optuna.storages import get_storage, run_grpc_proxy_server
-
-    quiet()
-    run_grpc_proxy_server(get_storage(url), host="127.0.0.1", port=port)
-
-
-@contextlib.contextmanager
-def proxy(url: str) -> Iterator[Any]:
-    from optuna.storages import GrpcStorageProxy
-
-    port = free_port()
-    code = f"from benchmarks.control_plane import serve_proxy; serve_proxy({url!r}, {port})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            storage = GrpcStorageProxy(host="127.0.0.1", port=port)
-            storage.wait_server_ready(60)
-            yield storage
-        finally:
-            server.terminate()
-
-
 # -- measuring ----------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +272,7 @@ def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
         if importlib.util.find_spec("grpc"):
             study = optuna.load_study(
                 study_name="peer",
-                storage=stack.enter_context(proxy(rdb_url)),
+                storage=connect("proxy", str(stack.enter_context(proxy(rdb_url)))),
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=optuna.pruners.MedianPruner(),
             )

@@ -115,25 +115,33 @@ def _serve_proxy(url: str, port: int) -> None:
     run_grpc_proxy_server(get_storage(url), host="127.0.0.1", port=port)
 
 
+@contextlib.contextmanager
+def proxy(url: str) -> Iterator[int]:
+    """The port of a GrpcStorageProxy's server over RDBStorage, as a process."""
+    port = free_port()
+    process = mp.get_context("spawn").Process(target=_serve_proxy, args=(url, port), daemon=True)
+    process.start()
+    try:
+        GrpcStorageProxy(host="127.0.0.1", port=port).wait_server_ready(60)
+        yield port
+    finally:
+        process.terminate()
+
+
 class Contenders:
     """A server of each kind, each on a database of its own, and how a client reaches it."""
 
     def __init__(self, server: str, stack: contextlib.ExitStack) -> None:
         self.ours_url = database(server)
         self.rdb_url = database(server).replace("postgresql://", "postgresql+psycopg://")
-        context = mp.get_context("spawn")
         port = free_port()
         command = [sys.executable, "-m", "hpsearch", "serve", "--store", self.ours_url, "--port", str(port)]
         ours = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         stack.callback(lambda: (ours.terminate(), ours.wait()))
-        proxy_port = free_port()
         RDBStorage(self.rdb_url)
-        proxy = context.Process(target=_serve_proxy, args=(self.rdb_url, proxy_port), daemon=True)
-        proxy.start()
-        stack.callback(proxy.terminate)
+        proxy_port = stack.enter_context(proxy(self.rdb_url))
         self.addresses = {"ours": f"http://127.0.0.1:{port}", "proxy": str(proxy_port), "rdb": self.rdb_url}
         eventually(lambda: ServiceStorage(self.addresses["ours"]).close() is None)
-        GrpcStorageProxy(host="127.0.0.1", port=proxy_port).wait_server_ready(60)
 
 
 def connect(name: str, address: str) -> BaseStorage:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -54,12 +55,10 @@ _CLIMB = Statement(
 )
 Answer = tuple[list[Decision], list[list[RungEntry]]]
 """The decisions, and what is new of the rungs that were climbed."""
-
-
+New = list[list[RungEntry]] | None
+"""What is new of the rungs of each stage; None: it is to be read."""
 _Climbing = tuple[int, int, int, int, float | None, int]
 """The attempt, the place, the value, and how many places are behind it."""
-Told = dict[str, dict[int, Mapping[str, float]]]
-"""Token → step → metrics, steps rising."""
 
 
 class Overtaken(Exception):
@@ -96,7 +95,7 @@ class Going:
         steps = _Steps(_by_token(reports, rows), climbs, rows, to_micros(now + ttl))
         write = _together if connection.dialect.name == "postgresql" else _in_turn
         entries = write(connection, steps)
-        self._keep({token: row._replace(step=last) for token, row, last in steps.lasts})
+        self._keep({each.row.token: each.row._replace(step=each.last) for each in steps.of})
         if entries is None:
             entries = [rungs.after(connection, each.stage_id, each.after) for each in climbs]
         return [continued(r.token, rows[r.token]) for r in reports], entries
@@ -113,6 +112,18 @@ class Going:
                 self._seen.popitem(last=False)
 
 
+class _Next(NamedTuple):
+    """The next steps of an attempt: step → metrics, steps rising."""
+
+    row: Reporting
+    told: dict[int, Mapping[str, float]]
+
+    @property
+    def last(self) -> int:
+        """Where the attempt is afterwards."""
+        return next(reversed(self.told))
+
+
 @dataclass(frozen=True, slots=True)
 class _Steps:
     """Next steps to be kept.
@@ -121,31 +132,21 @@ class _Steps:
         rows: token → its attempt as it was seen.
     """
 
-    told: Told
+    of: Collection[_Next]
     climbs: Sequence[Climbs]
     rows: dict[str, Reporting]
     expires_at: int
 
-    @property
-    def lasts(self) -> list[tuple[str, Reporting, int]]:
-        """Tokens, their attempts, and where these are afterwards."""
-        return [(token, self.rows[token], next(reversed(told))) for token, told in self.told.items()]
-
-
-New = list[list[RungEntry]] | None
-"""What is new of the rungs of each stage; None: it is to be read."""
-
 
 def _in_turn(connection: Connection, steps: _Steps) -> New:
     """Keep them on SQLite, in a transaction that is undone if this raises Overtaken."""
-    seen = [(check_whole(last), steps.expires_at, row.id, row.step) for _, row, last in steps.lasts]
+    seen = [(check_whole(each.last), steps.expires_at, each.row.id, each.row.step) for each in steps.of]
     if change_rows(connection, _NEXT, seen) < len(seen):
         raise Overtaken
-    told = ((steps.rows[token].trial_id, some) for token, some in steps.told.items())
     run_together(
         connection,
-        metrics.to_put({(trial_id, step): values for trial_id, some in told for step, values in some.items()}),
-        trials.steps_to_set({row.trial_id: last for _, row, last in steps.lasts}),
+        metrics.to_put({(each.row.trial_id, step): told for each in steps.of for step, told in each.told.items()}),
+        trials.steps_to_set({each.row.trial_id: each.last for each in steps.of}),
         *(to_record(connection, each, steps.rows) for each in steps.climbs),
     )
     return None
@@ -156,7 +157,7 @@ def _together(connection: Connection, steps: _Steps) -> New:
     if len(steps.climbs) > 1:
         raise Overtaken
     rows = steps.rows
-    told = sorted((row.id, row.step, last, *_joined(steps.told[token])) for token, row, last in steps.lasts)
+    told = sorted((each.row.id, each.row.step, each.last, *_joined(each.told)) for each in steps.of)
     values = (steps.expires_at, *_columns(told))
     climbing = [each for of_stage in steps.climbs for each in _climbing(of_stage, rows)]
     if climbing:
@@ -181,21 +182,22 @@ def _only_own(climbs: Climbs, climbing: Sequence[_Climbing], said: tuple[int, in
     ]
 
 
-def _by_token(reports: Sequence[Report], rows: Mapping[str, Reporting]) -> Told:
+def _by_token(reports: Sequence[Report], rows: Mapping[str, Reporting]) -> Collection[_Next]:
     """The reports of each attempt, if each step is behind all before: nothing is given up or taken back by them.
 
     Raises Overtaken.
     """
-    told: Told = {}
+    found: dict[str, _Next] = {}
     for report in reports:
-        row, steps, step = rows.get(report.token), told.setdefault(report.token, {}), report.step
+        row, step = rows.get(report.token), report.step
         if row is None or row.state != AttemptState.RUNNING or step is None:
             raise Overtaken
-        before = next(reversed(steps), row.step)
+        told = found.setdefault(report.token, _Next(row, {})).told
+        before = next(reversed(told), row.step)
         if step <= before if before is not None else row.number > 1 or row.behind:
             raise Overtaken
-        steps[step] = report.metrics
-    return told
+        told[step] = report.metrics
+    return found.values()
 
 
 def _joined(told: Mapping[int, Mapping[str, float]]) -> tuple[str, str]:
