@@ -6,11 +6,12 @@
 
 A trial is: ask, ten reports, tell, with two params; ours over HTTP from a client of Python's ``http.client`` with one
 connection, which waits for the answer to each of the twelve calls, and once more as our own worker does it, which waits
-for the answer to a report only where that may be to stop, and sends what it reports meanwhile together, all of it
-before the results. Optuna's is in the client's own process. Everything is durable: SQLite and PostgreSQL wait for the
-disk. The contenders take turns, slice by slice, and ratios are taken within a turn: how fast this machine is changes
-from second to second. Shown are medians of the turns, in brackets the lowest and the highest. GrpcStorageProxy needs
-``grpcio`` and ``protobuf``; without them it is left out.
+for the answer to a report only where that may be to stop, and hands over what else it reported with the results, whose
+answer brings the next trials. With early stopping, by the median rule on both sides, each asks after every report
+whether to stop, and goes on, so that all make ten. Optuna's is in the client's own process. Everything is durable:
+SQLite and PostgreSQL wait for the disk. The contenders take turns, slice by slice, and ratios are taken within a turn:
+how fast this machine is changes from second to second. Shown are medians of the turns, in brackets the lowest and the
+highest. GrpcStorageProxy needs ``grpcio`` and ``protobuf``; without them it is left out.
 
     peers      at 1,000 finished trials: packs of 16 and one at a time, without and with early stopping; ``worker``: as
                our own worker does it, else with each call waited for
@@ -48,7 +49,7 @@ from optuna.storages.journal import JournalFileBackend
 from benchmarks.optuna_storage import connect, database, postgres, proxy, quiet
 from benchmarks.verdicts import RESULTS, write
 from hpsearch.http import Connection
-from hpsearch.trial import Action, Report, Result, TrialState
+from hpsearch.trial import Report, Result, TrialState
 from hpsearch.worker.session import Session
 
 STEPS = 10
@@ -56,6 +57,7 @@ SPACE = {"x": {"type": "float", "low": 0.0, "high": 1.0}, "y": {"type": "float",
 PARTS = ("peers", "flat", "workers", "transfer")
 DATABASES = ("SQLite", "PostgreSQL")
 SECTION = "## Control plane"
+RULES = ("none", "median")
 PACK = 16
 GIVEN = 5_000
 """Finished trials in one request."""
@@ -144,24 +146,20 @@ class Client:
             trials = [{"params": {"x": k % 997 / 997, "y": 0.5}, "value": k % 997 / 997 + 0.1} for k in numbers]
             self.call("POST", f"/api/v1/studies/{name}/trials", {"trials": trials})
 
+    def trained(self, study: str, n: int) -> None:
+        """So many finished trials with all of their steps."""
+        while n > 0:
+            n -= self.pack(study, min(n, GIVEN // STEPS))
+
     def pack(self, study: str, width: int) -> int:
         """Lease, report ten times, finish; returns how many trials that were."""
         asked = {"worker": self._worker, "capacity": width, "study": study}
         leases = json.loads(self.call("POST", "/api/v1/leases", asked))["leases"]
         running = {lease["token"]: lease["params"]["x"] for lease in leases}
-        results = []
         for step in range(1, STEPS + 1):
             reports = [{"token": t, "step": step, "metrics": {"loss": x + 1 / step}} for t, x in running.items()]
-            answer = json.loads(
-                self.call("POST", "/api/v1/leases/report", {"worker": self._worker, "reports": reports})
-            )
-            for decision in answer["decisions"]:
-                if decision["action"] == "stop":
-                    running.pop(decision["token"])
-                    results.append({"token": decision["token"], "state": "pruned"})
-            if not running:
-                break
-        results += [{"token": token, "state": "completed", "value": x} for token, x in running.items()]
+            json.loads(self.call("POST", "/api/v1/leases/report", {"worker": self._worker, "reports": reports}))
+        results = [{"token": token, "state": "completed", "value": x} for token, x in running.items()]
         answer = json.loads(self.call("POST", "/api/v1/leases/finish", {"worker": self._worker, "results": results}))
         assert all(outcome["accepted"] for outcome in answer["outcomes"])
         return len(leases)
@@ -175,17 +173,11 @@ class Worker:
 
     def pack(self, study: str, width: int) -> int:
         """As :meth:`Client.pack`."""
-        leases = self._session.lease(width, kinds=["external"], study=study).leases
+        leases = self._session.lease(lambda: width, kinds=["external"], study=study).leases
         running = {lease.token: float(lease.params["x"]) for lease in leases}
-        results = []
         for step in range(1, STEPS + 1):
-            said = self._session.report([Report(t, step, {"loss": x + 1 / step}) for t, x in running.items()])
-            for token in [token for token, decision in said.items() if decision.action is Action.STOP]:
-                running.pop(token)
-                results.append(Result(token, TrialState.PRUNED))
-            if not running:
-                break
-        results += [Result(token, TrialState.COMPLETED, x) for token, x in running.items()]
+            self._session.report([Report(t, step, {"loss": x + 1 / step}) for t, x in running.items()])
+        results = [Result(token, TrialState.COMPLETED, x) for token, x in running.items()]
         assert all(outcome.accepted for outcome in self._session.finish(results))
         return len(leases)
 
@@ -199,9 +191,8 @@ def optuna_trial(study: optuna.Study, *, prune: bool) -> int:
     trial.suggest_float("y", 1e-5, 1.0, log=True)
     for step in range(1, STEPS + 1):
         trial.report(x + 1 / step, step)
-        if prune and trial.should_prune():
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            return 1
+        if prune:
+            trial.should_prune()
     study.tell(trial, x)
     return 1
 
@@ -260,31 +251,39 @@ def peers(server: str, folder: Path, options: argparse.Namespace) -> str:
         workers = {where: Worker(each.address) for where, each in ours.items()}
         for each in ours.values():
             stack.callback(each.close)
-            for rule in ("none", "median", "asha"):
+            for rule in RULES:
                 each.client.submit(rule, rule)
-                each.client.add(rule, options.finished)
+                each.client.trained(rule, options.finished)
         rdb_url = database(server).replace("postgresql://", "postgresql+psycopg://")
+        storages = {
+            "RDB SQLite": RDBStorage(f"sqlite:///{folder / 'optuna.db'}"),
+            "RDB PostgreSQL": RDBStorage(rdb_url),
+            "Journal": JournalStorage(JournalFileBackend(str(folder / "journal"))),
+        }
         theirs = {
-            "RDB SQLite": optuna_study(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), options.finished),
-            "RDB PostgreSQL": optuna_study(RDBStorage(rdb_url), options.finished),
-            "Journal": optuna_study(JournalStorage(JournalFileBackend(str(folder / "journal"))), options.finished),
+            (name, rule): optuna_study(each, options.finished, rule)
+            for name, each in storages.items()
+            for rule in RULES
         }
         if importlib.util.find_spec("grpc"):
-            study = optuna.load_study(
-                study_name="peer",
-                storage=connect("proxy", str(stack.enter_context(proxy(rdb_url)))),
-                sampler=optuna.samplers.RandomSampler(),
-                pruner=optuna.pruners.MedianPruner(),
-            )
-            theirs["Grpc proxy"] = study
-        for rule in ("none", "median", "asha"):
+            through = connect("proxy", str(stack.enter_context(proxy(rdb_url))))
+            for rule in RULES:
+                study = optuna.load_study(
+                    study_name=rule,
+                    storage=through,
+                    sampler=optuna.samplers.RandomSampler(),
+                    pruner=optuna.pruners.MedianPruner(),
+                )
+                theirs["Grpc proxy", rule] = study
+        for rule in RULES:
             units: dict[str, Callable[[], int]] = {}
             for where, each in ours.items():
                 for caller, how in ((each.client, ""), (workers[where], ", worker")):
                     units[f"{where} ×{PACK}{how}"] = lambda c=caller, r=rule: c.pack(r, PACK)
                     units[f"{where} ×1{how}"] = lambda c=caller, r=rule: c.pack(r, 1)
-            for name, study in theirs.items():
-                units[name] = lambda s=study, r=rule: optuna_trial(s, prune=r != "none")
+            for (name, of), study in theirs.items():
+                if of == rule:
+                    units[name] = lambda s=study, r=rule: optuna_trial(s, prune=r != "none")
             rates = in_turn(units, options.rounds, options.seconds)
             lines += peer_rows(rule, rates)
     head = "| early stopping | ours | trials/s | × RDB, same database | × Journal | × Grpc proxy |"

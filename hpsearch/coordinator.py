@@ -53,14 +53,15 @@ class Assignment:
     Attributes:
         line: where its training comes from, with the seeds that it trains with.
         n_kept: how many checkpoints its worker keeps: of trials stopped at one epoch, and of completed ones, the best.
-        stops_at: see :meth:`hpsearch.stopper.Stopper.stops_at`.
+        stops_at, stops_from: see :class:`hpsearch.stopper.Stopper`.
     """
 
     lease: Lease
     spec: StudySpec
     line: Line
     n_kept: tuple[int, int] = (0, 0)
-    stops_at: list[int] | None = None
+    stops_at: Sequence[int] = ()
+    stops_from: int | None = 0
 
     @property
     def seed(self) -> int:
@@ -78,6 +79,15 @@ class Assignment:
         lease = self.lease
         own = ResumeFrom(lease.stage, lease.trial, lease.step, lease.epochs)
         return self.line.parent or (own if lease.step else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Results of a worker, and what of these trials it did not report before."""
+
+    worker: str
+    results: Sequence[Result]
+    reports: Sequence[Report] = ()
 
 
 class Coordinator:
@@ -282,8 +292,9 @@ class Coordinator:
         since = self.clock() - 2 * self.lease_ttl
         demand = self.store.demand(asking.worker.name, since=since, study=asking.study, kinds=asking.kinds)
         asking = replace(asking, share=-(-demand.waiting // (demand.others + 1)))
-        if demand.queued < asking.room(0) and demand.queued < demand.waiting:
-            takes_time()  # some are to be created
+        short = min(asking.room(0), demand.waiting) - demand.queued
+        if short > 0:
+            self._create_trials(short, asking.study, asking.kinds)
         return asking
 
     def _lease_queued(self, asked: Sequence[Asking]) -> list[list[Lease]]:
@@ -313,7 +324,8 @@ class Coordinator:
         spec = self._spec(lease.study, lease.study_id)
         line = self.lineage.line(spec, lease.study_id, lease.stage, lease.trial, lease.params)
         n_kept = self.lineage.n_kept(spec, lease.study_id, lease.stage)
-        return Assignment(lease, spec, line, n_kept, self.stopper.stops_at(lease))
+        stops_at, stops_from = self.stopper.stops_at(lease), self.stopper.stops_from(lease)
+        return Assignment(lease, spec, line, n_kept, stops_at, stops_from)
 
     def _read_spec(self, name: str, study_id: int) -> StudySpec:
         del study_id  # part of the key: a study deleted and made anew has another
@@ -333,15 +345,20 @@ class Coordinator:
         decisions, promoted = self.stopper.decide(reports, decisions, plan, entries)
         if promoted:
             self._changed()
-        return _shared_out(decisions, calls)
+        return _shared_out(decisions, [some for _, some in calls])
 
     def finish(self, worker: str, results: Sequence[Result]) -> list[Outcome]:
         """End trials, and whatever ends with them. See :meth:`Store.finish`."""
-        return self.finish_all([(worker, results)])[0]
+        return self.finish_all([Ending(worker, results)])[0]
 
-    def finish_all(self, calls: Sequence[tuple[str, Sequence[Result]]]) -> list[list[Outcome]]:
+    def finish_all(self, calls: Sequence[Ending]) -> list[list[Outcome]]:
         """Like :meth:`finish` for several workers, in order, at hardly more than the cost of one."""
-        results = [result for _, some in calls for result in some]
+        results = [result for call in calls for result in call.results]
+        reports = [report for call in calls for report in call.reports]
+        ended = {result.token for result in results}
+        if not (all(report.token in ended for report in reports) and self.stopper.are_free(reports)):
+            self.report_all([(call.worker, call.reports) for call in calls])  # others may be stopped by them
+            reports = []
         stopped: set[tuple[int, str, str]] = set()
 
         def judge(result: Result, trial: HeldTrial) -> Result:
@@ -350,12 +367,13 @@ class Coordinator:
                 stopped.add((trial.study_id, trial.study, trial.stage))
             return judged
 
-        outcomes = self.store.finish({worker for worker, _ in calls}, results, judge, now=self.clock())
+        workers = {call.worker for call in calls}
+        outcomes = self.store.finish(workers, results, judge, reports=reports, now=self.clock())
         for study_id, study, stage in sorted(stopped):
             self.stopper.promote(study_id, study, stage)
         self.settle()
         self._changed()
-        return _shared_out(outcomes, calls)
+        return _shared_out(outcomes, [call.results for call in calls])
 
     def _judged(self, result: Result, trial: HeldTrial) -> Result:
         metric = self._spec(trial.study, trial.study_id).metric
@@ -406,7 +424,7 @@ class Coordinator:
             self._changed()
 
 
-def _shared_out(answers: Sequence[T], calls: Sequence[tuple[str, Sequence[Any]]]) -> list[list[T]]:
+def _shared_out(answers: Sequence[T], calls: Sequence[Sequence[Any]]) -> list[list[T]]:
     """The answers to each call."""
     left = iter(answers)
-    return [list(islice(left, len(some))) for _, some in calls]
+    return [list(islice(left, len(some))) for some in calls]

@@ -10,9 +10,10 @@ them in one transaction. Where it knows too little, such as of trials that anoth
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -71,26 +72,42 @@ class Stopper:
         self._stage = lru_cache(maxsize=256)(self._read_stage)
         self._curves = Curves(store)
         self._places: OrderedDict[str, Place] = OrderedDict()
+        self._free_from: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
     def leased(self, leases: Sequence[Lease]) -> None:
         """Remember which trial each token is of, where what it reports may be kept with others'."""
+        rules = {lease.token: self._rule(lease.study_id, lease.study, lease.stage) for lease in leases}
         places = {
             lease.token: Place(lease.study_id, lease.study, lease.stage, lease.trial, lease.step)
             for lease in leases
-            if isinstance(self._rule(lease.study_id, lease.study, lease.stage), Halving | MedianRule)
+            if isinstance(rules[lease.token], Halving | MedianRule)
         }
         with self._lock:
             self._places.update(places)
+            self._free_from.update(
+                {lease.token: 0 if isinstance(rules[lease.token], NoStopping) else lease.epochs for lease in leases}
+            )
             while len(self._places) > KEPT_TOKENS:
                 self._places.popitem(last=False)
+            while len(self._free_from) > KEPT_TOKENS:
+                self._free_from.popitem(last=False)
 
-    def stops_at(self, lease: Lease) -> list[int] | None:
-        """The steps of which only the first report at or behind one may be answered with ``stop``; None: any may."""
+    def are_free(self, reports: Iterable[Report]) -> bool:
+        """Whether this server knows that no rule asks for these: none does for those of the last epoch."""
+        return all((r.step or 0) >= self._free_from.get(r.token, math.inf) for r in reports)
+
+    def stops_at(self, lease: Lease) -> list[int]:
+        """The steps of which only the first report at or behind one may be answered with ``stop``."""
         rule = self._rule(lease.study_id, lease.study, lease.stage)
-        if isinstance(rule, Halving):
-            return rung_levels(rule, lease.epochs, bracket_of(rule, lease.epochs, lease.trial))
-        return [] if isinstance(rule, NoStopping) else None
+        if not isinstance(rule, Halving):
+            return []
+        return rung_levels(rule, lease.epochs, bracket_of(rule, lease.epochs, lease.trial))
+
+    def stops_from(self, lease: Lease) -> int | None:
+        """The step from which on every report but the last may be answered with ``stop``; None: by :meth:`stops_at`."""
+        rule = self._rule(lease.study_id, lease.study, lease.stage)
+        return None if isinstance(rule, Halving | NoStopping) else rule.first_epoch
 
     def plan(self, reports: Sequence[Report]) -> Plan:
         """What the reports say of rungs, of those trials that this server knows enough of."""

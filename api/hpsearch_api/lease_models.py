@@ -18,16 +18,21 @@ Reason = Annotated[str, Field(max_length=2000), STORABLE]
 MetricName = Text
 
 
-class LeaseRequest(Document):
-    """Ask for trials. A worker that asks again first gets back what it still holds."""
+class Wanted(Document):
+    """What a worker would run, and what it says of itself."""
 
-    worker: WorkerName
     capacity: Annotated[int, Strict(), Field(ge=1, le=1024)] = 1
     study: Text | None = None
     kinds: Annotated[list[Text], Field(max_length=20)] | None = None
-    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0
     session: Text | None = Field(None, description="anew for every process: leases of an earlier one are lost at once")
     info: Annotated[dict[Text, Text | StrictInt | StrictFloat | StrictBool | None], Field(max_length=50)] = {}
+
+
+class LeaseRequest(Wanted):
+    """Ask for trials. A worker that asks again first gets back what it still holds."""
+
+    worker: WorkerName
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0
 
 
 class ResumeView(View):
@@ -56,9 +61,8 @@ class LeaseView(View):
     resume_from: ResumeView | None = None
     keep_stopped: int = 0
     keep_completed: int = 0
-    stops_at: list[int] | None = Field(
-        None, description="only the first report at or behind one of these steps may be answered `stop`; null: any may"
-    )
+    stops_at: list[int] = Field([], description="the first report at or behind one of these may be answered `stop`")
+    stops_from: int | None = Field(0, description="as may every one from this step on, but the last; null: no other")
     objective: dict[str, Any]
     metric: dict[str, str]
     study_seed: int
@@ -174,10 +178,12 @@ class LogRequest(Document):
 
 
 class FinishRequest(Document):
-    """Results of trials; repeating it is harmless."""
+    """Results of trials, what of them was not reported before, and what to run next; repeating it is harmless."""
 
     worker: WorkerName
     results: Annotated[list[ResultBody], Field(max_length=10_000)]
+    reports: Annotated[list[ReportBody], Field(max_length=10_000)] = []
+    next: Wanted | None = Field(None, description="asked for when the results are kept")
 
 
 class ReleaseRequest(Document):
@@ -199,3 +205,9 @@ class Outcomes(View):
     """One outcome per result, in order."""
 
     outcomes: list[OutcomeView]
+
+
+class Finished(Outcomes):
+    """And what to run next, if that was asked for and could be found out: else ask for it again."""
+
+    next: Leases | None = None

@@ -31,7 +31,13 @@ def report(store: Store, worker: str, reports: Sequence[Report], *, now: datetim
 
 
 def finish(
-    store: Store, worker: str, results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+    store: Store,
+    worker: str,
+    results: Sequence[Result],
+    judge: Judge = as_told,
+    *,
+    reports: Sequence[Report] = (),
+    now: datetime,
 ) -> list[Outcome]:
     """End trials of one worker."""
-    return store.finish({worker}, results, judge, now=now)
+    return store.finish({worker}, results, judge, reports=reports, now=now)

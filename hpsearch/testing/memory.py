@@ -410,13 +410,21 @@ class MemoryStore(Rungs):
         return Decision(report.token, Action.CONTINUE, place=place)
 
     def finish(
-        self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+        self,
+        workers: Set[str],
+        results: Sequence[Result],
+        judge: Judge = as_told,
+        *,
+        reports: Sequence[Report] = (),
+        now: datetime,
     ) -> list[Outcome]:
         """See Store."""
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
             raise InvalidInput(f"a trial cannot be finished as {wrong[0]!r}")
         with self._lock:
             self._seen(workers, now)
+            for report in reports:
+                self._report(report, None, now)
             return [self._finish(result, judge, now) for result in results]
 
     def _finish(self, result: Result, judge: Judge, now: datetime) -> Outcome:

@@ -50,9 +50,12 @@ class Runner(Protocol):
 def work(session: Session, runners: Mapping[str, Runner], *, study: str | None = None) -> None:
     """Lease as many trials at a time as the runners want and run them, until the session is told to stop."""
     latest = [min(runners, key=lambda kind: runners[kind].capacity)]  # what comes is most likely of what came last
+    kinds = sorted({*runners, *("preflight" for runner in runners.values() if runner.checks)})
+
+    def capacity() -> int:
+        return max(runners[kind].capacity for kind in latest)
+
     while not session.stop.is_set():
-        kinds = sorted({*runners, *("preflight" for runner in runners.values() if runner.checks)})
-        capacity = max(runners[kind].capacity for kind in latest)
         found = session.lease(capacity, kinds=kinds, study=study)
         for task in found.preflights:
             latest = [str(task.objective["kind"])]

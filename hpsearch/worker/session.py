@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -33,6 +34,8 @@ GRACE_SECONDS = 30.0
 """How long a worker that was told to stop keeps trying to hand over its results."""
 WAIT_SECONDS = 20.0
 """How long one request for trials waits at the server."""
+TOGETHER_SECONDS = 0.1
+"""A report that nobody waits for is sent with what comes so soon after it."""
 MOST_TOGETHER = 1000
 """Reports in one request. If more wait to be sent, who reports waits, too."""
 
@@ -59,7 +62,8 @@ class LeasedTrial:
     resume_from: dict[str, Any] | None = None
     keep_stopped: int = 0
     keep_completed: int = 0
-    stops_at: list[int] | None = None
+    stops_at: Sequence[int] = ()
+    stops_from: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,15 @@ class Work:
 
     leases: list[LeasedTrial]
     preflights: list[PreflightTask]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a session asks for; see :meth:`Session.lease`."""
+
+    capacity: Callable[[], int]
+    kinds: list[str]
+    study: str | None
 
 
 class Channel(Protocol):
@@ -162,6 +175,8 @@ class Session:
         self._asking_since: float | None = None
         self._warned_of: str | None = None
         self._refused: ServerRefused | None = None
+        self._wanted: _Wanted | None = None
+        self._next: Work | None = None
         self._has_reported = threading.Event()
         threading.Thread(target=self._keep_in_touch, name="reports", daemon=True).start()
 
@@ -171,43 +186,56 @@ class Session:
         since = self._asking_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def lease(self, capacity: int, *, kinds: Sequence[str], study: str | None = None) -> Work:
-        """What to do, after waiting for the server and for work as long as it takes; none once told to stop."""
+    def lease(self, capacity: Callable[[], int], *, kinds: Sequence[str], study: str | None = None) -> Work:
+        """What to do, after waiting for the server and for work as long as it takes; none once told to stop.
+
+        Args:
+            capacity: how many trials are wanted; asked again when these end, for what is next comes with the answer.
+            kinds: of objectives.
+            study: whose trials alone.
+        """
+        self._wanted = _Wanted(capacity, list(kinds), study)
         self._asking_since = time.monotonic()
-        found = self._lease(capacity, kinds, study)
+        found = self._lease()
         self._asking_since = None
         return found
 
-    def _lease(self, capacity: int, kinds: Sequence[str], study: str | None) -> Work:
-        body: dict[str, Any] = {
-            "worker": self.name,
-            "session": self._id,
-            "capacity": capacity,
-            "kinds": list(kinds),
-            "wait_seconds": WAIT_SECONDS,
-            "info": {**self._info, "width": capacity},
-        }
-        if study is not None:
-            body["study"] = study
+    def _lease(self) -> Work:
+        found, self._next = self._next, None
         while not self.stop.is_set():
-            answer = self._unless_stopped(lambda: self._call("/api/v1/leases", body, patient=True))
-            self._compare(answer)
-            if answer and answer.get("preflights"):
-                return Work([], [PreflightTask(**item) for item in answer["preflights"]])
-            if answer and answer["leases"]:
-                leases = [_leased(item) for item in answer["leases"]]
-                with self._lock:
-                    self._held = {lease.token: lease for lease in leases}
-                    self._steps.clear()
-                    self._lost.clear()
-                    self._renewed_at = time.monotonic()
-                if self._recorder is not None:
-                    self._recorder.holds([lease.token for lease in leases])
-                return Work(leases, [])
+            if found is not None:
+                return found
+            body = {"worker": self.name, **self._wants(), "wait_seconds": WAIT_SECONDS}
+            found = self._take(self._unless_stopped(partial(self._call, "/api/v1/leases", body, patient=True)))
         # the answer to a request given up just now may be under way: ask what this worker holds, and give it back
-        held = self._call("/api/v1/leases", {**body, "kinds": [], "wait_seconds": 0}, patient=False)
+        body = {"worker": self.name, **self._wants(), "kinds": [], "wait_seconds": 0}
+        held = self._call("/api/v1/leases", body, patient=False)
         self.release([item["token"] for item in held["leases"]] if held else [])
         return Work([], [])
+
+    def _wants(self) -> dict[str, Any]:
+        assert self._wanted is not None
+        capacity = self._wanted.capacity()
+        asked = {"session": self._id, "capacity": capacity, "kinds": self._wanted.kinds}
+        study = {} if self._wanted.study is None else {"study": self._wanted.study}
+        return {**asked, **study, "info": {**self._info, "width": capacity}}
+
+    def _take(self, answer: Any) -> Work | None:
+        """What the server gives this worker, which holds nothing, to do; None: nothing."""
+        self._compare(answer)
+        if answer and answer.get("preflights"):
+            return Work([], [PreflightTask(**item) for item in answer["preflights"]])
+        if not (answer and answer["leases"]):
+            return None
+        leases = [_leased(item) for item in answer["leases"]]
+        with self._lock:
+            self._held = {lease.token: lease for lease in leases}
+            self._steps.clear()
+            self._lost.clear()
+            self._renewed_at = time.monotonic()
+        if self._recorder is not None:
+            self._recorder.holds([lease.token for lease in leases])
+        return Work(leases, [])
 
     def _compare(self, answer: Any) -> None:
         """Warn once of a server of another version."""
@@ -269,9 +297,9 @@ class Session:
         """Hand over results, trying until the server has them; after being told to stop only for a while longer."""
         if not results:
             return []
-        while not self.flush() and not self.stop.wait(FIRST_PAUSE):
-            pass  # a value that the server takes from the last report needs that report first
-        body = {
+        tokens = {r.token for r in results}
+        reports = self._unsent_of(tokens)
+        body: dict[str, Any] = {
             "worker": self.name,
             "results": [
                 {
@@ -283,6 +311,10 @@ class Session:
                 for r in results
             ],
         }
+        if reports:
+            body["reports"] = [_told(r) for r in reports]
+        if self._wanted is not None and not self.stop.is_set() and self._are_all(tokens):
+            body["next"] = self._wants()
         answer = self._call("/api/v1/leases/finish", body, patient=True)
         self._record_ends(results)
         self._let_go([r.token for r in results])
@@ -291,6 +323,8 @@ class Session:
                 "the server is away: %d results could not be handed over and will be trained again", len(results)
             )
             return []
+        if answer.get("next"):
+            self._next = self._take(answer["next"])
         outcomes = [Outcome(o["token"], o["accepted"], o["reason"]) for o in answer["outcomes"]]
         for outcome in outcomes:
             if not outcome.accepted:
@@ -338,11 +372,30 @@ class Session:
             ServerRefused: the server does not take what was reported, by this call or by one before.
         """
         with self._sending:
-            while reports := self._next_to_send():
-                if not self._send(reports):
-                    return False
-        self._raise_refused()
+            is_heard = self._send_all()
+        if is_heard:
+            self._raise_refused()
+        return is_heard
+
+    def _send_all(self) -> bool:
+        while reports := self._next_to_send():
+            if not self._send(reports):
+                return False
         return True
+
+    def _unsent_of(self, tokens: Collection[str]) -> list[Report]:
+        """What was not sent of some trials, to be sent with their results; none is on its way then."""
+        with self._sending:
+            self._raise_refused()
+            with self._lock:
+                mine = [r for r in self._unsent if r.token in tokens]
+                self._unsent = [r for r in self._unsent if r.token not in tokens]
+        return [r for r in mine if r.step is not None]
+
+    def _are_all(self, tokens: Collection[str]) -> bool:
+        """Whether nothing is held but these."""
+        with self._lock:
+            return all(token in tokens or self._is_lost(token) for token in self._held)
 
     def _next_to_send(self) -> list[Report]:
         with self._lock:
@@ -359,19 +412,17 @@ class Session:
     def _may_stop(self, report: Report) -> bool:
         """Whether the answer may be to stop, or nothing but an answer is wanted."""
         lease, step = self._held.get(report.token), report.step
-        if lease is None or lease.stops_at is None or step is None:
+        if lease is None or step is None:
             return True
         before = self._steps.get(report.token, 0)
         self._steps[report.token] = max(before, step)
-        return any(before < rung <= step for rung in lease.stops_at)
+        may_always = lease.stops_from is not None and lease.stops_from <= step < lease.epochs
+        return may_always or any(before < rung <= step for rung in lease.stops_at)
 
     def _send(self, reports: list[Report]) -> bool:
         body = {
             "worker": self.name,
-            "reports": [
-                {"token": r.token, "step": r.step, "metrics": {k: encode(v) for k, v in r.metrics.items()}}
-                for r in reports
-            ],
+            "reports": [_told(r) for r in reports],
         }
         answer = self._call("/api/v1/leases/report", body, patient=False)
         with self._lock:
@@ -395,11 +446,14 @@ class Session:
                 if due:
                     self._renewed_at = time.monotonic()
                     self._unsent += [Report(token) for token in self._held if not self._is_lost(token)]
+            if is_told:
+                time.sleep(TOGETHER_SECONDS)
             if is_told or due:
-                try:
-                    self.flush()
-                except ServerRefused as error:  # said to who reports next, or hands over results
-                    self._refused = error
+                with self._sending:
+                    try:
+                        self._send_all()
+                    except ServerRefused as error:  # said to who reports next, or hands over results
+                        self._refused = error
 
     def _is_lost(self, token: str) -> bool:
         """Whether the lease is gone; that of a trial that is to stop is held until its result is handed over."""
@@ -423,6 +477,11 @@ class Session:
                 log.warning("%s; trying again in %.1f s", error, pause)
                 self.stop.wait(pause) if not self.stop.is_set() else time.sleep(min(pause, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+
+
+def _told(report: Report) -> dict[str, Any]:
+    metrics = {name: encode(value) for name, value in report.metrics.items()}
+    return {"token": report.token, "step": report.step, "metrics": metrics}
 
 
 def _leased(item: dict[str, Any]) -> LeasedTrial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -33,6 +33,11 @@ class AttemptRow(NamedTuple):
     step: int | None
     reason: str | None
     trial: TrialRow
+
+    @property
+    def behind(self) -> int:
+        """What its trial has behind it."""
+        return self.trial.behind
 
 
 class Reporting(NamedTuple):
@@ -115,10 +120,12 @@ _RENEW = Bulk(
     types={"expires_at": "bigint", "session": "text", "id": "bigint"},
 )
 _END = Bulk(
-    sqlite="UPDATE attempts SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND state = 'running'",
-    postgres="""UPDATE attempts SET state = given.state, reason = given.reason, ended_at = given.ended_at FROM {rows}
+    sqlite="""UPDATE attempts SET step = coalesce(?, step), state = ?, reason = ?, ended_at = ?
+        WHERE id = ? AND state = 'running'""",
+    postgres="""UPDATE attempts SET step = coalesce(given.step, attempts.step),
+        state = given.state, reason = given.reason, ended_at = given.ended_at FROM {rows}
         WHERE attempts.id = given.id AND attempts.state = 'running'""",
-    types={"state": "text", "reason": "text", "ended_at": "bigint", "id": "bigint"},
+    types={"step": "bigint", "state": "text", "reason": "text", "ended_at": "bigint", "id": "bigint"},
 )
 
 
@@ -216,10 +223,20 @@ def to_renew(last_steps: dict[int, int | None], *, expires_at: datetime) -> Chan
     ]
 
 
-def to_end(ids: Iterable[int], state: AttemptState, *, reason: str | None = None, now: datetime) -> Change:
-    """End running attempts alike."""
-    at = to_micros(now)
-    return _END, [(state.value, reason, at, attempt_id) for attempt_id in sorted(ids)]
+def to_end(
+    ids: Iterable[int],
+    state: AttemptState,
+    *,
+    reason: str | None = None,
+    steps: Mapping[int, int] | None = None,
+    now: datetime,
+) -> Change:
+    """End running attempts alike, some with another last step."""
+    at, told = to_micros(now), steps or {}
+    return _END, [
+        (check_whole(told[attempt]) if attempt in told else None, state.value, reason, at, attempt)
+        for attempt in sorted(ids)
+    ]
 
 
 def cancel_all(connection: Connection, study_id: int, *, reason: str | None, now: datetime) -> None:

@@ -43,9 +43,10 @@ def report(
     """Keep metrics and what trials had at rungs, renew leases."""
     rows = attempts.reporting(connection, {r.token for r in reports})
     held = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
+    told = Told(connection, held, [r for r in reports if r.token in held and r.step is not None])
     run_together(
         connection,
-        *_steps_to_keep(connection, held, [r for r in reports if r.token in held and r.step is not None], now + ttl),
+        *told.to_keep(now + ttl),
         *(to_record(connection, each, held) for each in sorted(climbs, key=lambda each: each.stage_id)),
     )
     return [
@@ -78,38 +79,62 @@ def to_record(connection: Connection, climbs: Climbs, held: Mapping[str, Reporti
     return rungs.to_record(connection, climbs.stage_id, values)
 
 
-def _steps_to_keep(
-    connection: Connection, held: dict[str, Reporting], reports: Iterable[Report], expires_at: datetime
-) -> list[Change]:
-    """Keep metrics, the last step of each trial and attempt, and renew the leases."""
-    steps: dict[tuple[int, int], Mapping[str, float]] = {}
-    last: dict[str, int | None] = {token: row.step for token, row in held.items()}
-    begun: dict[str, int] = {}
-    for item in reports:
-        row, step = held[item.token], item.step or 0
-        before = last[item.token]
-        if before is None:
-            begun[item.token] = step
-        last[item.token] = step if before is None else max(before, step)
-        steps[row.trial_id, step] = item.metrics
-    # What an earlier attempt reported behind the first step of this one belongs to a curve that was given up.
-    metrics.drop_after(connection, {held[t].trial_id: step for t, step in begun.items() if held[t].number > 1})
-    trials.begin_anew(connection, [held[t].trial_id for t, step in begun.items() if 0 < step <= held[t].behind])
-    moved = {token: step for token, step in last.items() if step is not None and step != held[token].step}
-    return [
-        metrics.to_put(steps),
-        trials.steps_to_set({held[token].trial_id: step for token, step in moved.items()}),
-        attempts.to_renew({held[token].id: step for token, step in last.items()}, expires_at=expires_at),
-    ]
+class Told:
+    """What is reported of leases that hold.
+
+    Attributes:
+        steps: trial's id and step → metrics.
+        last: token → the last step of the attempt.
+        anew: tokens of trials that train from their beginning, though they could have gone on.
+    """
+
+    def __init__(
+        self, connection: Connection, held: Mapping[str, Reporting | AttemptRow], reports: Iterable[Report]
+    ) -> None:
+        """Take reports in order; what is given up by them is dropped now."""
+        self._held = held
+        self.steps: dict[tuple[int, int], Mapping[str, float]] = {}
+        self.last: dict[str, int | None] = {token: row.step for token, row in held.items()}
+        begun: dict[str, int] = {}
+        for item in reports:
+            row, step = held[item.token], item.step or 0
+            before = self.last[item.token]
+            if before is None:
+                begun[item.token] = step
+            self.last[item.token] = step if before is None else max(before, step)
+            self.steps[row.trial_id, step] = item.metrics
+        # What an earlier attempt reported behind the first step of this one belongs to a curve that was given up.
+        metrics.drop_after(connection, {held[t].trial_id: step for t, step in begun.items() if held[t].number > 1})
+        self.anew = {token for token, step in begun.items() if 0 < step <= held[token].behind}
+        trials.begin_anew(connection, [held[token].trial_id for token in self.anew])
+
+    def to_keep(self, expires_at: datetime) -> list[Change]:
+        """Keep metrics, the last step of each trial and attempt, and renew the leases."""
+        held = self._held
+        trial_of = {row.id: row.trial_id for row in held.values()}
+        return [
+            metrics.to_put(self.steps),
+            trials.steps_to_set({trial_of[attempt]: step for attempt, step in self.moved().items()}),
+            attempts.to_renew({held[token].id: step for token, step in self.last.items()}, expires_at=expires_at),
+        ]
+
+    def moved(self) -> dict[int, int]:
+        """Attempt's id → its last step, where that is another now."""
+        held = self._held
+        last = {token: step for token, step in self.last.items() if step is not None}
+        return {held[token].id: step for token, step in last.items() if step != held[token].step}
 
 
-def finish(connection: Connection, results: Sequence[Result], judge: Judge, *, now: datetime) -> list[Outcome]:
-    """End trials."""
+def finish(
+    connection: Connection, results: Sequence[Result], reports: Sequence[Report], judge: Judge, *, now: datetime
+) -> list[Outcome]:
+    """End trials, with what they report at last."""
     locked, rows = _locked(connection, [r.token for r in results])
-    held = {row.trial_id: row.trial.number for row in rows.values() if row.state == AttemptState.RUNNING}
-    if sum(row.trial.step for row in rows.values()) > SHORT_STEPS:
+    if sum(row.trial.step for row in rows.values()) + len(reports) > SHORT_STEPS:
         takes_time()
-    steps = metrics.of_ids(connection, held)
+    held = {token: row for token, row in rows.items() if row.state == AttemptState.RUNNING}
+    told = Told(connection, held, [r for r in reports if r.token in held and r.step is not None])
+    steps = _curves(connection, held, told.steps)
     accepted: dict[str, Result] = {}
     notes: dict[int, str] = {}
     outcomes = []
@@ -126,13 +151,35 @@ def finish(connection: Connection, results: Sequence[Result], judge: Judge, *, n
             if row is not None and _LATE not in (row.reason or ""):
                 notes[row.id] = _late(row, result, now)
     attempts.note(connection, notes)
-    ended = []
+    changes = []
     for token, result in accepted.items():
         row = rows[token]
-        ended.append((row, _settled(row.trial, result, locked[row.study_id].metric, steps[row.trial_id], now)))
-    ending = attempts.to_end([row.id for row, _ in ended], AttemptState.FINISHED, now=now)
-    run_together(connection, ending, *trials.to_change([(row.trial, trial) for row, trial in ended], now=now))
+        trial = _moved(row.trial, told.last[token], is_anew=token in told.anew)
+        changes.append((row.trial, _settled(trial, result, locked[row.study_id].metric, steps[row.trial_id], now)))
+    ending = attempts.to_end([rows[t].id for t in accepted], AttemptState.FINISHED, steps=told.moved(), now=now)
+    run_together(connection, metrics.to_put(told.steps), ending, *trials.to_change(changes, now=now))
     return outcomes
+
+
+def _curves(
+    connection: Connection, held: Mapping[str, AttemptRow], told: Mapping[tuple[int, int], Mapping[str, float]]
+) -> dict[int, list[StepMetrics]]:
+    """Trial's id → what was reported, before and now, by step."""
+    number_of = {row.trial_id: row.trial.number for row in held.values()}
+    found = metrics.of_ids(connection, number_of)
+    if told:
+        known = {(trial_id, each.step): each for trial_id, steps in found.items() for each in steps}
+        known |= {(at, step): StepMetrics(number_of[at], step, dict(values)) for (at, step), values in told.items()}
+        found = {trial_id: [] for trial_id in number_of}
+        for (trial_id, _), each in sorted(known.items(), key=lambda item: item[0]):
+            found[trial_id].append(each)
+    return found
+
+
+def _moved(trial: TrialRow, last: int | None, *, is_anew: bool) -> TrialRow:
+    """A trial at the last step of its attempt."""
+    behind = 0 if is_anew else trial.behind
+    return trial._replace(step=trial.step if last is None else last, behind=behind)
 
 
 def _held(row: AttemptRow, study: str, steps: Sequence[StepMetrics]) -> HeldTrial:

@@ -368,14 +368,20 @@ class SqlStore:
         return self._database.write(work)
 
     def finish(
-        self, workers: Set[str], results: Sequence[Result], judge: Judge = as_told, *, now: datetime
+        self,
+        workers: Set[str],
+        results: Sequence[Result],
+        judge: Judge = as_told,
+        *,
+        reports: Sequence[Report] = (),
+        now: datetime,
     ) -> list[Outcome]:
         """See Store."""
         check_results(results)
 
         def work(connection: Connection) -> list[Outcome]:
             self._heard.seen(connection, workers, now=now)
-            return finish(connection, results, judge, now=now)
+            return finish(connection, results, reports, judge, now=now)
 
         return self._database.write(work)
 

@@ -101,13 +101,15 @@ _CHANGE_TYPES = {
     "started_at": "bigint",
     "ended_at": "bigint",
     "verdicts": "text",
+    "step": "bigint",
     "id": "bigint",
 }
-_CHANGING = [name for name in _CHANGE_TYPES if name != "id"]
+_CHANGING = [name for name in _CHANGE_TYPES if name not in ("step", "id")]
+# A step is written where it is another: what reports write of it meanwhile stands.
 _CHANGE = Bulk(
-    sqlite=f"UPDATE trials SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE id = ?",
-    postgres=f"UPDATE trials SET {', '.join(f'{name} = given.{name}' for name in _CHANGING)} FROM {{rows}} "
-    "WHERE trials.id = given.id",
+    sqlite=f"UPDATE trials SET {', '.join(f'{name} = ?' for name in _CHANGING)}, step = coalesce(?, step) WHERE id = ?",
+    postgres=f"UPDATE trials SET {', '.join(f'{name} = given.{name}' for name in _CHANGING)}, "
+    "step = coalesce(given.step, trials.step) FROM {rows} WHERE trials.id = given.id",
     types=_CHANGE_TYPES,
 )
 _SET_STEP = Bulk(
@@ -311,7 +313,7 @@ def to_change(changes: Iterable[tuple[TrialRow, TrialRow]], *, now: datetime) ->
     n_epochs: Counter[int] = Counter()
     entries: dict[int, list[Entry]] = defaultdict(list)
     for old, new in changes:
-        rows.append(_changed(new))
+        rows.append(_changed(old, new))
         deltas[new.stage_id][old.state] -= 1
         deltas[new.stage_id][new.state] += 1
         n_epochs[new.stage_id] += new.n_epochs * new.state.is_finished - old.n_epochs * old.state.is_finished
@@ -320,7 +322,7 @@ def to_change(changes: Iterable[tuple[TrialRow, TrialRow]], *, now: datetime) ->
     return [(_CHANGE, rows), stages.to_count(counted), *events.to_append(entries, now=now)]
 
 
-def _changed(new: TrialRow) -> tuple[Any, ...]:
+def _changed(old: TrialRow, new: TrialRow) -> tuple[Any, ...]:
     """What :data:`_CHANGE` writes of a trial."""
     return (
         new.state.value,
@@ -332,6 +334,7 @@ def _changed(new: TrialRow) -> tuple[Any, ...]:
         None if new.started_at is None else to_micros(new.started_at),
         None if new.ended_at is None else to_micros(new.ended_at),
         None if new.verdicts is None else encode(new.verdicts),
+        None if new.step == old.step else check_whole(new.step),
         new.id,
     )
 

@@ -158,6 +158,23 @@ def test_a_trial_is_leased_reported_and_finished(client: TestClient) -> None:
     assert steps == [{"step": 1, "values": {"score": 0.5, "loss": "NaN", "x": "-Infinity"}}]
 
 
+def test_results_take_reports_along_and_bring_what_is_next(client: TestClient) -> None:
+    (first,) = lease(client)
+    reports = [{"token": first["token"], "step": step, "metrics": {"score": 1 / step}} for step in (1, 2)]
+    body = {"worker": "w", "results": [{"token": first["token"], "state": "completed"}], "reports": reports}
+    answer = client.post("/api/v1/leases/finish", json=body | {"next": {"capacity": 2, "study": "s"}}).json()
+    assert answer["outcomes"] == [{"token": first["token"], "accepted": True, "reason": None}]
+    assert [each["trial"] for each in answer["next"]["leases"]] == [1, 2]
+    trial = client.get("/api/v1/studies/s/trials/0").json()
+    assert (trial["value"], trial["step"]) == (0.5, 2)
+    again = client.post("/api/v1/leases/finish", json=body | {"next": {"capacity": 2, "study": "s"}}).json()
+    assert again == answer | {"next": again["next"]}
+    assert [each["token"] for each in again["next"]["leases"]] == [each["token"] for each in answer["next"]["leases"]]
+    assert "next" not in client.post("/api/v1/leases/finish", json=body).json(), "it was not asked for"
+    gone = client.post("/api/v1/leases/finish", json=body | {"next": {"study": "no such"}}).json()
+    assert (gone["outcomes"][0]["accepted"], gone["next"]) == (True, None), "results are kept whatever is next"
+
+
 def test_who_asks_again_gets_back_what_it_holds(client: TestClient) -> None:
     (item,) = lease(client)
     assert lease(client, 2)[0]["token"] == item["token"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpsearch.at_once import at_once
-from hpsearch.coordinator import Assignment, Coordinator
+from hpsearch.coordinator import Assignment, Coordinator, Ending
 from hpsearch.errors import Conflict, InvalidSpec, NotFound, WouldWait
 from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Params
@@ -365,7 +365,10 @@ def test_several_workers_at_once(coordinator: Coordinator) -> None:
     ]
     decisions = coordinator.report_all(reports)
     assert [[d.action.value for d in some] for some in decisions] == [["continue"], [], ["continue", "abandon"]]
-    results = [("w1", [Result(tokens[1], TrialState.COMPLETED, 1.0)]), ("w0", [Result("?", TrialState.FAILED)])]
+    results = [
+        Ending("w1", [Result(tokens[1], TrialState.COMPLETED, 1.0)]),
+        Ending("w0", [Result("?", TrialState.FAILED)]),
+    ]
     outcomes = coordinator.finish_all(results)
     assert [[o.accepted for o in some] for some in outcomes] == [[True], [False]]
     assert coordinator.store.study("b").state is StudyState.COMPLETED

@@ -277,6 +277,7 @@ def test_a_model_that_runs_out_of_time_while_it_learns_has_not_failed(
 ) -> None:
     small = objective(model={"kind": "mlp", "hidden": [5], "activation": "tanh"})
     setup = set_up(small, TypeAdapter(Space).validate_python(LR), study_seed=0, dataset=digits)
+    monkeypatch.setattr("hpsearch.training.preflight.probe.SECONDS", 60.0)
     assert overfit(setup, 0.003)[0].status == "pass"
     monkeypatch.setattr("hpsearch.training.preflight.probe.SECONDS", 0.0)
     found, _ = overfit(setup, 0.003)

@@ -29,6 +29,8 @@ class Server(ThreadingHTTPServer):
         self.first = first
         self.action = "continue"
         self.leases: list[LeasedTrial] = []
+        self.next: list[LeasedTrial] = []
+        self.asked: list[int] = []
         self.told: list[tuple[str, list[int | None]]] = []
         self.came, self.goes_on = threading.Event(), threading.Event()
 
@@ -53,7 +55,11 @@ class _Handler(BaseHTTPRequestHandler):
         decisions = [{"token": r["token"], "action": action, "reason": None} for r in reports]
         outcomes = [{"token": r["token"], "accepted": True, "reason": None} for r in results]
         leases = [asdict(lease) for lease in self.server.leases]
-        self.answer(200, {"decisions": decisions, "outcomes": outcomes, "leases": leases})
+        answer: dict[str, Any] = {"decisions": decisions, "outcomes": outcomes, "leases": leases}
+        if "next" in body:
+            self.server.asked.append(body["next"]["capacity"])
+            answer["next"] = {"leases": [asdict(lease) for lease in self.server.next]}
+        self.answer(200, answer)
 
     def answer(self, status: int, document: dict[str, Any]) -> None:
         data = json.dumps(document).encode()
@@ -75,7 +81,7 @@ def served(first: str = "break", **lease: Any) -> Iterator[tuple[Server, Session
     session = Session(connection, "w", {}, threading.Event())
     if lease:
         server.leases = [own_code.lease({"kind": "python"}, token="t", **lease)]
-        session.lease(1, kinds=["python"])
+        session.lease(lambda: 1, kinds=["python"])
         server.told.clear()
     try:
         yield server, session
@@ -100,7 +106,7 @@ def test_a_result_does_not_overtake_a_report_that_another_thread_is_sending() ->
         server.goes_on.set()
         finishing.join(20)
         reporting.join(20)
-        assert server.told == [("report", [7]), ("finish", [])]
+        assert server.told == [("finish", [7])], "what could not be sent before goes with it"
 
 
 def steps(first: int, last: int) -> list[Report]:
@@ -108,7 +114,7 @@ def steps(first: int, last: int) -> list[Report]:
 
 
 def test_nobody_waits_for_an_answer_that_cannot_be_to_stop_and_what_gathers_meanwhile_goes_together() -> None:
-    with served("answer", stops_at=[]) as (server, session):
+    with served("answer", stops_from=None) as (server, session):
         for report in steps(1, 5):
             assert session.report([report])["t"].action is Action.CONTINUE
             assert server.came.wait(20)
@@ -118,8 +124,52 @@ def test_nobody_waits_for_an_answer_that_cannot_be_to_stop_and_what_gathers_mean
         assert server.told == [("report", [1]), ("report", [2, 3, 4, 5]), ("finish", [])]
 
 
+def test_what_is_reported_in_quick_succession_goes_with_the_result() -> None:
+    with served("answer", stops_from=None) as (server, session):
+        server.goes_on.set()
+        for report in steps(1, 3):
+            session.report([report])
+        session.finish([Result("t", TrialState.COMPLETED, 1.0)])
+        assert server.told == [("finish", [1, 2, 3])]
+
+
+def test_reports_are_sent_soon_though_nobody_waits_for_them() -> None:
+    with served("answer", stops_from=None) as (server, session):
+        server.goes_on.set()
+        session.report(steps(1, 1))
+        assert server.came.wait(20)
+
+
+def test_what_is_next_comes_with_the_answer_to_the_last_result() -> None:
+    with served("answer", stops_from=None) as (server, session):
+        server.goes_on.set()
+        server.next = [own_code.lease({"kind": "python"}, token=token) for token in ("u", "v")]
+        session.finish([Result("t", TrialState.COMPLETED, 1.0)])
+        server.told.clear()
+        found = session.lease(lambda: 2, kinds=["python"])
+        assert [lease.token for lease in found.leases] == ["u", "v"]
+        server.next = []
+        session.finish([Result("u", TrialState.COMPLETED, 1.0)])
+        assert server.asked == [1], "while another trial is held nothing is asked for"
+        session.finish([Result("v", TrialState.COMPLETED, 1.0)])
+        assert server.asked == [1, 2]
+        assert [what for what, _ in server.told] == ["finish", "finish"]
+
+
+def test_who_is_told_to_stop_asks_for_nothing_more_and_gives_back_what_came_before() -> None:
+    with served("answer", stops_from=None) as (server, session):
+        server.goes_on.set()
+        server.next = server.leases = [own_code.lease({"kind": "python"}, token="u")]
+        session.finish([Result("t", TrialState.COMPLETED, 1.0)])
+        session.stop.set()
+        assert session.lease(lambda: 1, kinds=["python"]).leases == []
+        assert [what for what, _ in server.told] == ["finish", "leases", "release"]
+        session.finish([Result("u", TrialState.COMPLETED, 1.0)])
+        assert server.asked == [1]
+
+
 def test_who_waits_for_no_answer_hears_of_it_with_a_later_report() -> None:
-    with served("answer", stops_at=[]) as (server, session):
+    with served("answer", stops_from=None) as (server, session):
         server.action = "abandon"
         server.goes_on.set()
         session.report(steps(1, 1))
@@ -130,14 +180,14 @@ def test_who_waits_for_no_answer_hears_of_it_with_a_later_report() -> None:
 
 
 def test_an_answer_that_may_be_to_stop_is_waited_for() -> None:
-    with served("answer", stops_at=None) as (server, session):
+    with served("answer", stops_from=1) as (server, session):
         server.action = "stop"
         server.goes_on.set()
         assert session.report(steps(1, 1))["t"].action is Action.STOP
 
 
 def test_the_first_report_at_or_behind_a_step_that_decides_is_waited_for() -> None:
-    with served("answer", stops_at=[3, 5]) as (server, session):
+    with served("answer", stops_at=[3, 5], stops_from=None, epochs=9) as (server, session):
         session.report(steps(1, 1))
         assert server.came.wait(20)
         session.report(steps(2, 2))
@@ -150,7 +200,7 @@ def test_the_first_report_at_or_behind_a_step_that_decides_is_waited_for() -> No
 
 
 def test_a_sign_of_life_asks_for_the_answer() -> None:
-    with served("answer", stops_at=[]) as (server, session):
+    with served("answer", stops_from=None) as (server, session):
         server.action = "abandon"
         server.goes_on.set()
         assert session.report([Report("t")])["t"].action is Action.ABANDON
@@ -158,15 +208,16 @@ def test_a_sign_of_life_asks_for_the_answer() -> None:
 
 def test_who_has_more_to_send_than_goes_together_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MOST_TOGETHER", 2)
-    with served("answer", stops_at=[]) as (server, session):
+    with served("answer", stops_from=None) as (server, session):
         server.goes_on.set()
         session.report(steps(1, 5))
         assert server.told == [("report", [1, 2]), ("report", [3, 4]), ("report", [5])]
 
 
 def test_that_reports_were_refused_is_said_before_results_are_handed_over() -> None:
-    with served("refuse", stops_at=[]) as (server, session):
+    with served("refuse", stops_from=None) as (server, session):
         session.report(steps(1, 1))
+        assert server.came.wait(20)
         server.goes_on.set()
         with pytest.raises(ServerRefused, match="no such metric"):
             session.finish([Result("t", TrialState.COMPLETED, 1.0)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpsearch.coordinator import Assignment, Coordinator
+from hpsearch.coordinator import Assignment, Coordinator, Ending
 from hpsearch.errors import InvalidSpec
 from hpsearch.methods import Asha, Hyperband, MedianRule, Patience, Threshold
 from hpsearch.search.stopping import (
@@ -30,7 +30,7 @@ from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import TrialQuery, WorkerHello, all_trials
 from hpsearch.study import Stage, StudyState
 from hpsearch.testing import MemoryStore, alone
-from hpsearch.trial import Report, Result, Trial, TrialState
+from hpsearch.trial import Action, Report, Result, Trial, TrialState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -253,7 +253,8 @@ class Bench:
                 if self.left[a.lease.trial] == a.lease.epochs:
                     ended.append(Result(a.lease.token, TrialState.COMPLETED))
                 elif decision.action == "stop":
-                    assert a.stops_at is None or self.left[a.lease.trial] in a.stops_at
+                    step = self.left[a.lease.trial]
+                    assert step in a.stops_at or (a.stops_from is not None and step >= a.stops_from)
                     ended.append(Result(a.lease.token, TrialState.PRUNED, None, decision.reason))
                 else:
                     continue
@@ -281,11 +282,29 @@ def by_number(number: int, step: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("rule", "steps"), [("none", []), ("asha", [1, 3]), ("hyperband", [1, 3]), ("median", None), ("patience", None)]
+    ("rule", "at", "from_"),
+    [
+        ("none", [], None),
+        ("asha", [1, 3], None),
+        ("hyperband", [1, 3], None),
+        ("median", [], 2),
+        ("patience", [], 6),
+        ({"name": "threshold", "at": [[3, 0.1], [6, 0.2]]}, [], 3),
+    ],
 )
-def test_a_worker_is_told_which_answers_to_wait_for(rule: str, steps: list[int] | None) -> None:
+def test_a_worker_is_told_which_answers_to_wait_for(rule: Any, at: list[int], from_: int | None) -> None:
     (first,) = Bench(rule, trials=4, epochs=9).ask(1)
-    assert first.stops_at == steps
+    assert (first.stops_at, first.stops_from) == (at, from_)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_what_is_reported_with_a_result_counts_for_the_rule(knows: bool) -> None:
+    bench = Bench({"name": "median", "min_trials": 1}, trials=4, epochs=9, servers=1 if knows else 2)
+    good, bad = bench.ask(2)
+    says = [Report(good.lease.token, step, {"score": 1.0}) for step in range(1, 10)]
+    bench.server.finish_all([Ending("w", [Result(good.lease.token, TrialState.COMPLETED)], says)])
+    (decision,) = bench.server.report("w", [Report(bad.lease.token, 2, {"score": 0.5})])
+    assert decision.action is Action.STOP
 
 
 def test_a_trial_that_skips_its_rung_is_stopped_by_the_first_report_behind_it() -> None:

@@ -168,10 +168,18 @@ class StoreMachine(RuleBasedStateMachine):
             held.step = max(step, held.step or 0)
 
     @precondition(lambda self: self.model.held)
-    @rule(data=strategies.data(), state=ENDS, value=VALUES)
-    def finish(self, data: strategies.DataObject, state: TrialState, value: float | None) -> None:
+    @rule(
+        data=strategies.data(),
+        state=ENDS,
+        value=VALUES,
+        last=strategies.lists(strategies.tuples(strategies.integers(1, 9), strategies.floats(-9, 9)), max_size=3),
+    )
+    def finish(
+        self, data: strategies.DataObject, state: TrialState, value: float | None, last: list[tuple[int, float]]
+    ) -> None:
         model, token = self.model, self.token(data)
-        (outcome,) = alone.finish(self.store, "v", [Result(token, state, value)], now=self.now)
+        reports = [Report(token, step, {"loss": told}) for step, told in last]
+        (outcome,) = alone.finish(self.store, "v", [Result(token, state, value)], reports=reports, now=self.now)
         held = model.held.get(token)
         if held is None or held.state not in (AttemptState.RUNNING, AttemptState.FINISHED):
             assert not outcome.accepted
@@ -179,6 +187,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert outcome.accepted
         if held.state is AttemptState.RUNNING:
+            for step, told in last:
+                self.take(held, step, told)
             held.state = AttemptState.FINISHED
             model.states[held.trial], model.values[held.trial] = self.settled(held, state, value)
 

@@ -11,7 +11,7 @@ from hpsearch.store import Store
 from hpsearch.study import StudyState
 from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
-from hpsearch.trial import Action, AttemptState, Report, Result, StepMetrics, TrialState
+from hpsearch.trial import Action, AttemptState, HeldTrial, Report, Result, StepMetrics, TrialState
 
 
 class Results(Base):
@@ -99,6 +99,34 @@ class Results(Base):
             "params": {"lr": 0.1},
             "reason": None,
         }
+
+    def test_reports_that_come_with_the_result(self, store: Store) -> None:
+        study = self.create(store, queued=3)
+        first, second, lost = self.lease(store, 3)
+        alone.report(store, "w1", [Report(first.token, 1, {METRIC: 3.0})], now=T0, ttl=TTL)
+        store.release("w1", [lost.token], now=T0)
+        reports = [
+            Report(first.token, 2, {METRIC: 2.0}),
+            Report(second.token, 1, {METRIC: 5.0}),
+            Report(first.token, 3, {METRIC: 1.0}),
+            Report(lost.token, 1, {METRIC: 9.0}),
+        ]
+        seen: dict[int, list[int]] = {}
+
+        def judge(result: Result, trial: HeldTrial) -> Result:
+            seen[trial.trial] = [each.step for each in trial.steps]
+            return result
+
+        results = [Result(each.token, TrialState.COMPLETED) for each in (first, second, lost)]
+        outcomes = alone.finish(store, "w1", results, judge, reports=reports, now=T0)
+        assert [o.accepted for o in outcomes] == [True, True, False]
+        assert seen == {0: [1, 2, 3], 1: [1]}, "they are there when the trial is judged"
+        ended = [store.trial(study.id, number) for number in (0, 1, 2)]
+        assert [(t.state, t.value, t.step) for t in ended[:2]] == [("completed", 1.0, 3), ("completed", 5.0, 1)]
+        assert (ended[2].state, ended[2].step) == (TrialState.QUEUED, 0)
+        told = [(m.trial, m.step, m.values[METRIC]) for m in store.metrics(study.id, [0, 1, 2])]
+        assert told == [(0, 1, 3.0), (0, 2, 2.0), (0, 3, 1.0), (1, 1, 5.0)]
+        assert store.stages(study.id)[0].n_epochs == 4
 
     def test_finish_again_changes_nothing(self, store: Store) -> None:
         study = self.create(store, queued=1)
