@@ -64,7 +64,7 @@ def test_the_test_split_is_read_once_and_logged(house: House, spec: Path) -> Non
 
 
 def test_an_interrupted_run_goes_on_where_it_was(house: House, spec: Path) -> None:
-    write(spec, stages=[{"name": "coarse", "trials": 40, "epochs": 20}])
+    write(spec, stages=[{"name": "coarse", "trials": 40, "epochs": 80}])
     run = house.run("run", str(spec), "--workers", "1", "--port", "0", "--pack", "1")
     run.wait_for(r"trials, best 0\.", 60)
     assert run.stop(signal.SIGINT) == 130
