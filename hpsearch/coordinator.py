@@ -28,7 +28,7 @@ from hpsearch.stages import Stages
 from hpsearch.stopper import Stopper
 from hpsearch.store import Asking, Store, WorkerHello, as_kinds
 from hpsearch.study import Border, Stage, StageState, Study, StudyState
-from hpsearch.trial import Decision, HeldTrial, Lease, Outcome, Report, Result, TrialState
+from hpsearch.trial import Decision, Ending, HeldTrial, Lease, Outcome, Report, Result, TrialState
 from hpsearch.verdicts import judge as verdicts_of
 
 T = TypeVar("T")
@@ -79,15 +79,6 @@ class Assignment:
         lease = self.lease
         own = ResumeFrom(lease.stage, lease.trial, lease.step, lease.epochs)
         return self.line.parent or (own if lease.step else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Results of a worker, and what of these trials it did not report before."""
-
-    worker: str
-    results: Sequence[Result]
-    reports: Sequence[Report] = ()
 
 
 class Coordinator:
@@ -353,12 +344,11 @@ class Coordinator:
 
     def finish_all(self, calls: Sequence[Ending]) -> list[list[Outcome]]:
         """Like :meth:`finish` for several workers, in order, at hardly more than the cost of one."""
-        results = [result for call in calls for result in call.results]
         reports = [report for call in calls for report in call.reports]
-        ended = {result.token for result in results}
+        ended = {result.token for call in calls for result in call.results}
         if not (all(report.token in ended for report in reports) and self.stopper.are_free(reports)):
             self.report_all([(call.worker, call.reports) for call in calls])  # others may be stopped by them
-            reports = []
+            calls = [replace(call, reports=()) for call in calls]
         stopped: set[tuple[int, str, str]] = set()
 
         def judge(result: Result, trial: HeldTrial) -> Result:
@@ -367,8 +357,7 @@ class Coordinator:
                 stopped.add((trial.study_id, trial.study, trial.stage))
             return judged
 
-        workers = {call.worker for call in calls}
-        outcomes = self.store.finish(workers, results, judge, reports=reports, now=self.clock())
+        outcomes = self.store.finish(calls, judge, now=self.clock())
         for study_id, study, stage in sorted(stopped):
             self.stopper.promote(study_id, study, stage)
         self.settle()

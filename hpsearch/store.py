@@ -18,11 +18,11 @@ from hpsearch.trial import (
     Climbs,
     Decision,
     Demand,
+    Ending,
     Judge,
     Lease,
     Outcome,
     Report,
-    Result,
     RungEntry,
     RungPlace,
     StepMetrics,
@@ -399,18 +399,10 @@ class Store(Protocol):
         """
         ...
 
-    def finish(
-        self,
-        workers: Set[str],
-        results: Sequence[Result],
-        judge: Judge = as_told,
-        *,
-        reports: Sequence[Report] = (),
-        now: datetime,
-    ) -> list[Outcome]:
-        """End trials, with word from these workers, as ``judge`` says of each whose lease holds.
+    def finish(self, calls: Sequence[Ending], judge: Judge = as_told, *, now: datetime) -> list[Outcome]:
+        """End trials, in order, as ``judge`` says of each whose lease holds.
 
-        What these trials report at last is kept first, all or nothing; none of it is recorded at a rung.
+        What they report at last is kept first, with the results or not at all; none of it is recorded at a rung.
 
         Accepted if the lease holds, or if this very attempt has finished its trial before (then nothing changes).
         Otherwise refused with a reason, and nothing changes but that the attempt's history says that a late result

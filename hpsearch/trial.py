@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -225,6 +225,15 @@ class Result:
     value: float | None = None
     reason: str | None = None
     verdicts: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Results of a worker, and what of these trials it did not report before."""
+
+    worker: str
+    results: Sequence[Result]
+    reports: Sequence[Report] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from hpsearch.store import Asking, Store, WorkerHello, as_kinds
-from hpsearch.trial import Decision, Judge, Lease, Outcome, Report, Result, as_told
+from hpsearch.trial import Decision, Ending, Judge, Lease, Outcome, Report, Result, as_told
 
 
 def lease(
@@ -40,4 +40,4 @@ def finish(
     now: datetime,
 ) -> list[Outcome]:
     """End trials of one worker."""
-    return store.finish({worker}, results, judge, reports=reports, now=now)
+    return store.finish([Ending(worker, results, reports)], judge, now=now)

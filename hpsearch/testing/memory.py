@@ -22,6 +22,7 @@ from hpsearch.trial import (
     Climbs,
     Decision,
     Demand,
+    Ending,
     HeldTrial,
     Judge,
     Lease,
@@ -409,21 +410,14 @@ class MemoryStore(Rungs):
             kept.trials[item.trial] = replace(kept.trials[item.trial], step=item.step)
         return Decision(report.token, Action.CONTINUE, place=place)
 
-    def finish(
-        self,
-        workers: Set[str],
-        results: Sequence[Result],
-        judge: Judge = as_told,
-        *,
-        reports: Sequence[Report] = (),
-        now: datetime,
-    ) -> list[Outcome]:
+    def finish(self, calls: Sequence[Ending], judge: Judge = as_told, *, now: datetime) -> list[Outcome]:
         """See Store."""
+        results = [result for call in calls for result in call.results]
         if wrong := [result.state.value for result in results if result.state not in RESULT_STATES]:
             raise InvalidInput(f"a trial cannot be finished as {wrong[0]!r}")
         with self._lock:
-            self._seen(workers, now)
-            for report in reports:
+            self._seen({call.worker for call in calls}, now)
+            for report in (report for call in calls for report in call.reports):
                 self._report(report, None, now)
             return [self._finish(result, judge, now) for result in results]
 

@@ -31,11 +31,11 @@ from hpsearch.trial import (
     Attempt,
     Climbs,
     Demand,
+    Ending,
     Judge,
     Lease,
     Outcome,
     Report,
-    Result,
     RungEntry,
     RungPlace,
     StepMetrics,
@@ -367,20 +367,14 @@ class SqlStore:
                 return self._database.write_alone(go_on)
         return self._database.write(work)
 
-    def finish(
-        self,
-        workers: Set[str],
-        results: Sequence[Result],
-        judge: Judge = as_told,
-        *,
-        reports: Sequence[Report] = (),
-        now: datetime,
-    ) -> list[Outcome]:
+    def finish(self, calls: Sequence[Ending], judge: Judge = as_told, *, now: datetime) -> list[Outcome]:
         """See Store."""
+        results = [result for call in calls for result in call.results]
+        reports = [report for call in calls for report in call.reports]
         check_results(results)
 
         def work(connection: Connection) -> list[Outcome]:
-            self._heard.seen(connection, workers, now=now)
+            self._heard.seen(connection, {call.worker for call in calls}, now=now)
             return finish(connection, results, reports, judge, now=now)
 
         return self._database.write(work)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpsearch.at_once import at_once
-from hpsearch.coordinator import Assignment, Coordinator, Ending
+from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.errors import Conflict, InvalidSpec, NotFound, WouldWait
 from hpsearch.insight import eta_seconds, progress
 from hpsearch.space import Params
@@ -17,7 +17,7 @@ from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import Asking, TrialQuery, WorkerHello, all_trials
 from hpsearch.study import StageState, StudyState
 from hpsearch.testing import MemoryStore, alone
-from hpsearch.trial import Action, Report, Result, Trial, TrialState
+from hpsearch.trial import Action, Ending, Report, Result, Trial, TrialState
 
 TTL = timedelta(seconds=30)
 

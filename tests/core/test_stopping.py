@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpsearch.coordinator import Assignment, Coordinator, Ending
+from hpsearch.coordinator import Assignment, Coordinator
 from hpsearch.errors import InvalidSpec
 from hpsearch.methods import Asha, Hyperband, MedianRule, Patience, Threshold
 from hpsearch.search.stopping import (
@@ -30,7 +30,7 @@ from hpsearch.spec import StudySpec, parse_study
 from hpsearch.store import TrialQuery, WorkerHello, all_trials
 from hpsearch.study import Stage, StudyState
 from hpsearch.testing import MemoryStore, alone
-from hpsearch.trial import Action, Report, Result, Trial, TrialState
+from hpsearch.trial import Action, Ending, Report, Result, Trial, TrialState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -12,11 +12,11 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic_core import to_json
 
 from hpsearch._version import __version__
-from hpsearch.coordinator import Assignment, Coordinator, Ending, Queued
+from hpsearch.coordinator import Assignment, Coordinator, Queued
 from hpsearch.document import Text
 from hpsearch.errors import HpsearchError
 from hpsearch.store import Asking, WorkerHello, as_kinds
-from hpsearch.trial import Decision, Outcome, Report, Result, TrialState
+from hpsearch.trial import Decision, Ending, Outcome, Report, Result, TrialState
 from hpsearch_api import views
 from hpsearch_api.deps import PROBLEMS, TheChanges, TheCoordinator
 from hpsearch_api.lease_models import (

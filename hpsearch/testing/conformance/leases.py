@@ -8,7 +8,7 @@ from hpsearch.store import Asking, Store, WorkerHello
 from hpsearch.study import StudyState
 from hpsearch.testing import alone
 from hpsearch.testing.conformance.base import METRIC, SECOND, T0, TTL, Base, hello
-from hpsearch.trial import Action, AttemptState, Report, Result, TrialState
+from hpsearch.trial import Action, AttemptState, Ending, Report, Result, TrialState
 
 
 class Leases(Base):
@@ -286,8 +286,8 @@ class Leases(Base):
         assert [d.action for d in decisions] == [Action.CONTINUE, Action.ABANDON, Action.CONTINUE]
         assert [d.place and d.place.trial for d in decisions] == [1, None, 0]
         assert [(w.name, w.last_seen) for w in store.workers()] == [("w1", T0 + SECOND), ("w2", T0 + SECOND)]
-        results = [Result(one, TrialState.COMPLETED, 0.5), Result(other, TrialState.FAILED)]
-        outcomes = store.finish({"w1", "w2"}, results, now=T0 + 2 * SECOND)
+        ends = [("w1", Result(one, TrialState.COMPLETED, 0.5)), ("w2", Result(other, TrialState.FAILED))]
+        outcomes = store.finish([Ending(worker, [result]) for worker, result in ends], now=T0 + 2 * SECOND)
         assert [(o.token, o.accepted) for o in outcomes] == [(one, True), (other, True)]
         assert {w.last_seen for w in store.workers()} == {T0 + 2 * SECOND}
 
